@@ -1,0 +1,81 @@
+"""The bound on -log p over a whole split, with its standard error."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from md4vmd import data, metrics, partitioning, steps
+from md4vmd.build import Model
+
+
+class Likelihood:
+  """Mean bound per token, with fixed draws: the same figures from any batch size or mesh.
+
+  Args:
+    model: what the config built; the objective decides the estimator of the bound.
+    split: the split that is scored.
+    draws: draws of time and mask per example, spread evenly over the estimator's grid.
+    limit: score only the first examples; None scores all.
+  """
+
+  def __init__(self, model: Model, split: str = "valid", draws: int = 1, limit: int | None = None):
+    if draws < 1:
+      raise ValueError(f"evaluators.likelihood.draws is {draws}; it must be at least 1")
+    self.model, self.split, self.draws, self.limit = model, split, draws, limit
+    self.source = model.dataset.split(split)
+    self._bound = jax.jit(
+      functools.partial(
+        steps.bound_step,
+        network=model.network,
+        objective=model.objective,
+        draws=draws,
+        seed=model.seed,
+      )
+    )
+
+  def run(self, step: int, params: Any) -> dict[str, Any]:
+    """Figures of the split: bits per token with standard error, perplexity, tokens scored."""
+    del step
+    nats, tokens = [], []
+    for arrays in data.evaluation_batches(
+      self.source,
+      batch_size=self.model.run.batch_size,
+      limit=self.limit,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    ):
+      batch = partitioning.put_batch(self.model.mesh, arrays)
+      bounds = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]
+      nats_B, tokens_B, weight_B = partitioning.to_host(
+        (sum(bounds) / self.draws, batch.tokens_B, batch.weight_B)
+      )
+      nats.append(nats_B[weight_B > 0])
+      tokens.append(tokens_B[weight_B > 0])
+    figures = metrics.likelihood_report(
+      self.split,
+      np.concatenate(nats).astype(np.float64),
+      np.concatenate(tokens).astype(np.float64),
+      unit=self.model.dataset.unit,
+    )
+    entropy_nats = self.model.dataset.entropy_nats(self.split)
+    if entropy_nats is not None and self.limit is None:
+      examples = figures[f"{self.split}/examples"]
+      figures |= metrics.report(
+        self.split, "exact_entropy", entropy_nats * examples, figures[f"{self.split}/tokens"]
+      )
+    return figures | {"convention": self._convention(), "draws": self.draws}
+
+  def _convention(self) -> str:
+    objective = self.model.objective
+    estimator = getattr(objective, "estimator", "")
+    steps = getattr(objective, "steps", None)
+    return (
+      f"{type(objective).__name__} bound, estimator {estimator}"
+      + (f" at T={steps}" if steps else ", continuous time")
+      + ", clues and padding not scored"
+    )

@@ -1,0 +1,9 @@
+"""Denoisers. A new network is one file and one line of TABLE."""
+
+from md4vmd.networks.bundle import bind
+from md4vmd.networks.import_md4 import import_md4
+from md4vmd.networks.transformer import Transformer
+
+TABLE = {"transformer": Transformer}
+
+__all__ = ["TABLE", "Transformer", "bind", "import_md4"]

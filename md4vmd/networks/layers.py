@@ -1,0 +1,224 @@
+"""Layers of the denoisers: dense maps, rotary attention, gated MLP, adaptive normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from md4vmd.forward import group_to_token
+
+GATES = {"glu": nn.sigmoid, "swiglu": nn.swish}
+IMPLEMENTATIONS = ("xla", "cudnn")
+Implementation = Literal["xla", "cudnn"]
+
+
+def parameter(
+  module: nn.Module, name: str, init: Any, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> jax.Array:
+  """A float32 parameter with logical names on its axes; `partitioning.RULES` maps them."""
+  return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+
+
+class Dense(nn.Module):
+  """x @ kernel + bias on the last axis, with logical names on both axes of the kernel.
+
+  Attributes:
+    features: width of the output.
+    axes: logical names of the kernel's two axes; `partitioning.RULES` maps them to the mesh.
+    use_bias: adds a bias that starts at 0.
+    init_scale: factor on the fan-in scaled normal initial kernel; 0 starts the layer at 0.
+    dtype: dtype of the product; parameters stay float32.
+  """
+
+  features: int
+  axes: tuple[str | None, str | None]
+  use_bias: bool = False
+  init_scale: float = 1.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., I] to [..., features]."""
+    init = nn.initializers.normal(self.init_scale / math.sqrt(x.shape[-1]))
+    kernel = parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
+    y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      bias = parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
+      y += jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+    return y
+
+
+def rotary(x_BxLxHxE: jax.Array) -> jax.Array:
+  """Rotary position embedding on interleaved pairs of features (arXiv 2104.09864)."""
+  length, width = x_BxLxHxE.shape[1], x_BxLxHxE.shape[3]
+  frequency = 10000.0 ** (-jnp.arange(0, width, 2) / width)
+  angle_1xLx1xE = (jnp.arange(length)[:, None] * frequency[None, :])[None, :, None, :]
+  cos, sin = jnp.cos(angle_1xLx1xE), jnp.sin(angle_1xLx1xE)
+  even, odd = x_BxLxHxE[..., ::2].astype(jnp.float32), x_BxLxHxE[..., 1::2].astype(jnp.float32)
+  turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+  return turned.reshape(x_BxLxHxE.shape).astype(x_BxLxHxE.dtype)
+
+
+def normalise(x: jax.Array) -> jax.Array:
+  """Zero mean and unit variance over features, computed in float32."""
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+  return ((wide - mean) * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+  """Sinusoids of 1000 t through a two-layer MLP: [B, G] -> [B, G, features]."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, t_BxG: jax.Array) -> jax.Array:
+    """Embeds times in [0, 1]."""
+    half = self.features // 2
+    frequency = jnp.exp(-math.log(1e4) / (half - 1) * jnp.arange(half))
+    angle = 1000.0 * t_BxG[:, :, None] * frequency[None, None, :]
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    hidden = nn.swish(Dense(4 * self.features, (None, "mlp"), use_bias=True, name="up")(waves))
+    return Dense(self.features, ("mlp", None), use_bias=True, name="down")(hidden)
+
+
+class Modulation(nn.Module):
+  """Chunks of per-feature shift, scale and gate, from the condition (adaLN, arXiv 2212.09748).
+
+  Without a condition they are learned vectors.
+
+  Attributes:
+    names: the chunks, in the order in which the kernel stores them; scales and gates start at 0
+      and mean 1 + scale; where there is no condition, gates start at 1.
+    gate: name of the activation applied to the condition.
+    init_scale: 0 makes a conditioned block start as the identity (adaLN-zero).
+  """
+
+  names: tuple[str, ...]
+  features: int
+  gate: str
+  init_scale: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, condition_BxGxC: jax.Array | None, length: int) -> dict[str, jax.Array]:
+    """name -> array that broadcasts against [B, L, features]."""
+    if condition_BxGxC is None:
+      start = {"shift": 0.0, "scale": 0.0, "gate": 1.0}
+      return {
+        name: self.param(
+          name, nn.initializers.constant(start[name.split("_")[0]]), (self.features,)
+        ).astype(self.dtype)[None, None, :]
+        for name in self.names
+      }
+    activated = GATES[self.gate](condition_BxGxC)
+    width = len(self.names) * self.features
+    packed = Dense(
+      width,
+      (None, "mlp"),
+      use_bias=True,
+      init_scale=self.init_scale,
+      dtype=self.dtype,
+      name="dense",
+    )(activated)
+    if packed.shape[1] > 1:
+      to_tokens = jax.vmap(lambda x_BxG: group_to_token(x_BxG, length), -1, -1)
+      packed = to_tokens(packed)
+    return dict(zip(self.names, jnp.split(packed, len(self.names), axis=-1), strict=True))
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with rotary positions."""
+
+  heads: int
+  implementation: Implementation
+  init_scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    """[B, L, D] -> [B, L, D]."""
+    batch, length, width = x_BxLxD.shape
+    project = lambda name: Dense(width, ("embed", "heads"), dtype=self.dtype, name=name)(
+      x_BxLxD
+    ).reshape(batch, length, self.heads, -1)
+    query, key, value = rotary(project("query")), rotary(project("key")), project("value")
+    mixed = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
+    return Dense(
+      width, ("heads", "embed"), init_scale=self.init_scale, dtype=self.dtype, name="out"
+    )(mixed.reshape(batch, length, width))
+
+
+class GatedMLP(nn.Module):
+  """(gate(x W_gate) * x W_up) W_down, hidden width 8/3 of the input, rounded up to 32."""
+
+  gate: str
+  init_scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    """[B, L, D] -> [B, L, D]."""
+    width = x_BxLxD.shape[-1]
+    hidden = 32 * math.ceil(8 * width // 3 / 32)
+    dense = lambda name: Dense(hidden, ("embed", "mlp"), dtype=self.dtype, name=name)(x_BxLxD)
+    gated = GATES[self.gate](dense("gate")) * dense("up")
+    return Dense(
+      width, ("mlp", "embed"), init_scale=self.init_scale, dtype=self.dtype, name="down"
+    )(gated)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each normalised, modulated and gated by the condition.
+
+  Attributes:
+    heads: attention heads.
+    gate: activation of the MLP and of the modulation, a key of GATES.
+    residual_scale: factor on the initial kernels that write to the residual stream.
+    modulation_scale: initial scale of the modulation's kernel; 0 is adaLN-zero.
+    dropout: rate on what the block adds to the residual stream.
+    attention: implementation of `jax.nn.dot_product_attention`.
+    dtype: dtype of activations.
+  """
+
+  heads: int
+  gate: str
+  residual_scale: float
+  modulation_scale: float
+  dropout: float
+  attention: Implementation
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x_BxLxD: jax.Array, condition_BxGxC: jax.Array | None, deterministic: bool
+  ) -> tuple[jax.Array, None]:
+    """(block output, None), the form of a scan's body."""
+    length, width = x_BxLxD.shape[1:]
+    names = tuple(
+      f"{kind}_{part}" for part in ("attention", "mlp") for kind in ("shift", "scale", "gate")
+    )
+    modulation = Modulation(
+      names, width, self.gate, self.modulation_scale, self.dtype, name="modulation"
+    )(condition_BxGxC, length)
+    layers = {
+      "attention": Attention(
+        self.heads, self.attention, self.residual_scale, self.dtype, name="attention"
+      ),
+      "mlp": GatedMLP(self.gate, self.residual_scale, self.dtype, name="mlp"),
+    }
+    drop = nn.Dropout(self.dropout, deterministic=deterministic)
+    for part, layer in layers.items():
+      inner = modulate(x_BxLxD, modulation[f"shift_{part}"], modulation[f"scale_{part}"])
+      x_BxLxD += drop(layer(inner)) * modulation[f"gate_{part}"]
+    return nn.with_logical_constraint(x_BxLxD, ("batch", "length", None)), None
+
+
+def modulate(x_BxLxD: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+  """normalise(x) * (1 + scale) + shift."""
+  return normalise(x_BxLxD) * (1.0 + scale) + shift

@@ -1,0 +1,207 @@
+"""The head fused with its cross-entropy, walking only the rows that need it.
+
+Logits exist for one chunk of rows at a time. The rows with non-zero weight are gathered to the
+front and a loop with a dynamic trip count walks them, so no row is ever dropped and no work is
+spent on the others. Since weights are constants, the gradient is formed in the forward pass
+while a chunk's logits are in hand: three matmuls with the vocabulary and no recomputation.
+
+On a mesh every shard selects among its own rows. Trip counts may differ between shards because
+no collective stands inside the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+ROWS = PartitionSpec(("data", "fsdp"), "tensor")  # how [B, L] arrays are cut for row work
+
+
+def wide(dtype: Any) -> Any:
+  """Dtype of logits and nats for features of `dtype`: float32, or float64 for float64."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def chunk_logits(h_KxD: jax.Array, kernel_DxP: jax.Array, vocab_size: int) -> jax.Array:
+  """Logits [K, P] of a chunk of rows in `wide`; -inf at the ids that only pad the vocabulary."""
+  logits = jnp.matmul(
+    h_KxD, kernel_DxP.astype(h_KxD.dtype), preferred_element_type=wide(h_KxD.dtype)
+  )
+  is_token_P = jnp.arange(kernel_DxP.shape[1]) < vocab_size
+  return jnp.where(jnp.broadcast_to(is_token_P, logits.shape), logits, -jnp.inf)
+
+
+def _selected_first(is_active_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+  """Numbers of the active rows, filled up with N to whole chunks; number of chunks in use."""
+  rows = is_active_N.shape[0]
+  (order_N,) = jnp.nonzero(is_active_N, size=rows + -rows % chunk, fill_value=rows)
+  return order_N, (is_active_N.sum() + chunk - 1) // chunk
+
+
+def _walk(is_active_N, chunk, body, carry):
+  """Folds `body(rows_K, carry)` over chunks of active row numbers; N marks a spare place."""
+  order_N, chunks = _selected_first(is_active_N, chunk)
+
+  def step(i, carry):
+    return body(jax.lax.dynamic_slice_in_dim(order_N, i * chunk, chunk), carry)
+
+  return jax.lax.fori_loop(0, chunks, step, carry)
+
+
+def _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size):
+  h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
+  x_K = x_N.at[rows_K].get(mode="fill", fill_value=0)
+  logits_KxP = chunk_logits(h_KxD, kernel_DxP, vocab_size)
+  lse_K = jax.nn.logsumexp(logits_KxP, axis=-1)
+  nll_K = lse_K - jnp.take_along_axis(logits_KxP, x_K[:, None], axis=-1)[:, 0]
+  return h_KxD, x_K, logits_KxP, lse_K, nll_K
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _weighted_nll(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
+  def body(rows_K, nats_N):
+    *_, nll_K = _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size)
+    return nats_N.at[rows_K].set(nll_K, mode="drop")
+
+  start = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
+  nats_N = _walk(weight_N != 0, chunk, body, start)
+  return jnp.sum(nats_N * weight_N), nats_N
+
+
+def _weighted_nll_forward(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
+  def body(rows_K, carry):
+    nats_N, dhidden_NxD, dkernel_DxP = carry
+    h_KxD, x_K, logits_KxP, lse_K, nll_K = _chunk_nll(
+      hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size
+    )
+    weight_K = weight_N.at[rows_K].get(mode="fill", fill_value=0)
+    residual_KxP = jnp.exp(logits_KxP - lse_K[:, None])
+    residual_KxP -= jax.nn.one_hot(x_K, kernel_DxP.shape[1], dtype=residual_KxP.dtype)
+    residual_KxP = (residual_KxP * weight_K[:, None]).astype(h_KxD.dtype)
+    dh_KxD = jnp.matmul(residual_KxP, kernel_DxP.T.astype(h_KxD.dtype))
+    dkernel_DxP += jnp.matmul(h_KxD.T, residual_KxP, preferred_element_type=dkernel_DxP.dtype)
+    return (
+      nats_N.at[rows_K].set(nll_K, mode="drop"),
+      dhidden_NxD.at[rows_K].set(dh_KxD, mode="drop"),
+      dkernel_DxP,
+    )
+
+  start = (
+    jnp.zeros(x_N.shape, wide(hidden_NxD.dtype)),
+    jnp.zeros_like(hidden_NxD),
+    jnp.zeros_like(kernel_DxP),
+  )
+  nats_N, dhidden_NxD, dkernel_DxP = _walk(weight_N != 0, chunk, body, start)
+  return (jnp.sum(nats_N * weight_N), nats_N), (dhidden_NxD, dkernel_DxP)
+
+
+def _weighted_nll_backward(vocab_size, chunk, gradients, cotangents):
+  del vocab_size, chunk
+  scale, _ = cotangents  # the nats are reported without gradient
+  dhidden_NxD, dkernel_DxP = gradients
+  return (dhidden_NxD * scale.astype(dhidden_NxD.dtype), dkernel_DxP * scale, None, None)
+
+
+_weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
+
+
+def _on_shards(function, example_BxL, arguments_BxL, kernel_DxP) -> Any:
+  """Runs `function(kernel, *arguments)` once per shard of the rows of the mesh in use, if any."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return function(kernel_DxP, *arguments_BxL)
+  batch, length = example_BxL.shape
+  rows_axes = mesh.shape["data"] * mesh.shape["fsdp"]
+  spec = PartitionSpec(
+    ROWS[0] if batch % rows_axes == 0 else None,
+    ROWS[1] if length % mesh.shape["tensor"] == 0 else None,
+  )
+  return jax.shard_map(
+    function,
+    in_specs=(PartitionSpec(), *(spec for _ in arguments_BxL)),
+    out_specs=spec,
+    check_vma=False,
+  )(kernel_DxP, *arguments_BxL)
+
+
+def weighted_nll(
+  hidden_BxLxD: jax.Array,
+  kernel_DxP: jax.Array,
+  x_BxL: jax.Array,
+  weight_BxL: jax.Array,
+  *,
+  vocab_size: int,
+  chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Sum of weight * -log softmax(hidden @ kernel)[x] over rows, and the nats of each row.
+
+  Args:
+    hidden_BxLxD: features before the head; their dtype is the dtype of the matmuls.
+    kernel_DxP: the head, padded to P >= vocab_size columns.
+    x_BxL: target tokens in [0, vocab_size).
+    weight_BxL: constants; rows of weight 0 are skipped and report 0 nats.
+    vocab_size: V; the columns behind it get probability 0.
+    chunk: rows whose logits exist at one time.
+
+  Returns:
+    (scalar sum in `wide`, differentiable in hidden and kernel; nats_BxL without gradient).
+  """
+
+  def shard(kernel_DxP, hidden_BxLxD, x_BxL, weight_BxL):
+    total, nats_N = _weighted_nll(  # pyright: ignore[reportGeneralTypeIssues]
+      hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
+      kernel_DxP,
+      x_BxL.reshape(-1),
+      weight_BxL.reshape(-1),
+      vocab_size,
+      min(chunk, x_BxL.size),
+    )
+    return total[None, None], nats_N.reshape(x_BxL.shape)
+
+  weight_BxL = jax.lax.stop_gradient(weight_BxL)
+  totals, nats_BxL = _on_shards(shard, x_BxL, (hidden_BxLxD, x_BxL, weight_BxL), kernel_DxP)
+  return totals.sum(), jax.lax.stop_gradient(nats_BxL)
+
+
+def map_rows(
+  function: Callable[..., Any],
+  hidden_BxLxD: jax.Array,
+  kernel_DxP: jax.Array,
+  where_BxL: jax.Array,
+  *arguments_BxL: jax.Array,
+  vocab_size: int,
+  chunk: int,
+) -> Any:
+  """Applies `function(logits_KxV, *arguments_K)` to the chosen rows, a chunk at a time.
+
+  Returns:
+    The pytree that the function returns, leaves [K] becoming [B, L] with zeros elsewhere.
+  """
+
+  def shard(kernel_DxP, hidden_BxLxD, where_BxL, *arguments_BxL):
+    shape = where_BxL.shape
+    hidden_NxD = hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1])
+    arguments_N = [argument.reshape(-1) for argument in arguments_BxL]
+
+    def evaluate(rows_K):
+      h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
+      logits_KxV = chunk_logits(h_KxD, kernel_DxP, vocab_size)[:, :vocab_size]
+      picked = [a.at[rows_K].get(mode="fill", fill_value=0) for a in arguments_N]
+      return function(logits_KxV, *picked)
+
+    def body(rows_K, out):
+      return jax.tree.map(lambda o, v: o.at[rows_K].set(v, mode="drop"), out, evaluate(rows_K))
+
+    size = min(chunk, where_BxL.size)
+    like = jax.eval_shape(evaluate, jax.ShapeDtypeStruct((size,), jnp.int32))
+    out = jax.tree.map(lambda leaf: jnp.zeros((where_BxL.size,), leaf.dtype), like)
+    out = _walk(where_BxL.reshape(-1), size, body, out)
+    return jax.tree.map(lambda leaf: leaf.reshape(shape), out)
+
+  arguments = (hidden_BxLxD, where_BxL, *arguments_BxL)
+  return _on_shards(shard, where_BxL, arguments, kernel_DxP)

@@ -1,0 +1,5 @@
+"""Training objectives. A new objective is one file and one line of TABLE."""
+
+from md4vmd.objectives.md4 import MD4
+
+TABLE = {"md4": MD4}

@@ -1,0 +1,120 @@
+"""MD4: the weighted integral of cross-entropies of masked diffusion (arXiv 2406.04329)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from md4vmd import forward
+from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Schedule
+from md4vmd.rngs import Noise
+
+ESTIMATORS = ("count", "time", "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class MD4:
+  """Bound on -log p(x) by masked cross-entropies, from one draw of time and mask per example.
+
+  Three estimators of the same bound; all put their draws on a grid over the global batch:
+
+    count: exactly k tokens masked, k uniform on {1..N}, weight N / k (arXiv 2406.03736, eq. 3.9).
+      The time follows r ~ Beta(k, N-k+1), alpha(t) = 1 - r, so it stays exact for a network that
+      sees t. Its weights never exceed N.
+    time: t uniform, tokens masked independently, weight -alpha'(t) / (1 - alpha(t)) (MD4, eq. 5).
+    steps: the bound of the sampler with T steps, i uniform on {1..T}, t = i/T, s = (i-1)/T,
+      weight T (alpha(s) - alpha(t)) / (1 - alpha(t)) (MD4, eq. 4). With the linear schedule it is
+      D3PM's absorbing diffusion (arXiv 2107.03006).
+
+  A schedule that does not reach alpha(0) = 1 and alpha(1) = 0 pays for both ends in `time` and
+  `steps`; `count` integrates over all masking rates and has no ends.
+
+  Attributes:
+    schedule: masking schedule.
+    vocab_size: V.
+    estimator: one of ESTIMATORS.
+    steps: T, for the estimator `steps` alone.
+  """
+
+  schedule: Schedule
+  vocab_size: int
+  estimator: str = "count"
+  steps: int | None = None
+
+  def __post_init__(self):
+    if self.estimator not in ESTIMATORS:
+      raise ValueError(
+        f"objective estimator is '{self.estimator}'; it must be one of {', '.join(ESTIMATORS)}"
+      )
+    if (self.estimator == "steps") != (self.steps is not None):
+      raise ValueError(
+        f"objective has estimator '{self.estimator}' and steps {self.steps}; the "
+        "estimator 'steps' needs a number of steps and the others take none"
+      )
+    if self.steps is not None and self.steps < 1:
+      raise ValueError(f"objective steps is {self.steps}; it must be at least 1")
+
+  def draw(self, noise: Noise, batch: Batch) -> Draws:
+    """Times, counts, weights and mask uniforms for the whole batch."""
+    u_BxG = noise.grid("time", 1)
+    uniform_BxL = noise.uniform("mask", batch.x_BxL.shape[1:])
+    if self.estimator == "count":
+      size_BxG = forward.group_sizes(batch.free_BxL, u_BxG.shape[1])
+      count_BxG = forward.count_from_uniform(u_BxG, size_BxG)
+      positive_BxG = jnp.maximum(count_BxG, 1)  # groups without free tokens have weight 0
+      rate_BxG = noise.beta("rate", 1.0 * positive_BxG, 1.0 + size_BxG - count_BxG)
+      t_BxG = self.schedule.alpha_inverse(1.0 - rate_BxG)
+      return Draws(t_BxG, size_BxG / positive_BxG, uniform_BxL, count_BxG)
+    if self.estimator == "time":
+      t_BxG = 1.0 - u_BxG
+      return Draws(t_BxG, self.schedule.weight(t_BxG), uniform_BxL)
+    assert self.steps is not None
+    i_BxG = 1.0 + jnp.floor(u_BxG * self.steps)
+    t_BxG = i_BxG / self.steps
+    alpha_t, alpha_s = self.schedule.alpha(t_BxG), self.schedule.alpha((i_BxG - 1) / self.steps)
+    weight_BxG = self.steps * (alpha_s - alpha_t) / (1.0 - alpha_t)
+    return Draws(t_BxG, weight_BxG, uniform_BxL)
+
+  def is_masked(self, batch: Batch, draws: Draws) -> jax.Array:
+    """is_masked_BxL that the draws stand for."""
+    if draws.count_BxG is not None:
+      return forward.masked_by_count(draws.count_BxG, draws.uniform_BxL, batch.free_BxL)
+    rate_BxG = 1.0 - self.schedule.alpha(draws.t_BxG)
+    rate_BxL = forward.group_to_token(rate_BxG, batch.x_BxL.shape[1])
+    return forward.masked_by_rate(rate_BxL, draws.uniform_BxL, batch.free_BxL)
+
+  def loss(
+    self,
+    fns: ModelFns,
+    batch: Batch,
+    draws: Draws,
+    *,
+    step: jax.Array,
+    dropout_key: jax.Array | None = None,
+  ) -> LossTerms:
+    """The bound at the drawn times and masks; see `interfaces.LossTerms`."""
+    del step
+    is_masked_BxL = self.is_masked(batch, draws)
+    zt_BxL = forward.mask_tokens(batch, is_masked_BxL, self.vocab_size)
+    prediction = fns.denoise(zt_BxL, draws.t_BxG, label_B=batch.label_B, dropout_key=dropout_key)
+    weight_BxL = forward.group_to_token(draws.weight_BxG, batch.x_BxL.shape[1])
+    weight_BxL = jnp.where(is_masked_BxL, weight_BxL, 0.0) * batch.weight_B[:, None]
+    loss, nats_BxL = prediction.weighted_nll(batch.x_BxL, weight_BxL)
+    diffusion_B = jnp.sum(weight_BxL * nats_BxL, axis=-1)
+    ends = self._ends(batch)
+    nelbo_B = sum(ends.values(), start=diffusion_B)
+    return LossTerms(loss, nelbo_B, batch.tokens_B, {"diffusion": diffusion_B} | ends)
+
+  def _ends(self, batch: Batch) -> dict[str, jax.Array]:
+    """Constants of a schedule with loose ends: visible tokens at t=1, masked ones at t=0."""
+    if self.estimator == "count":
+      return {}
+    nats_B = batch.tokens_B * math.log(self.vocab_size)
+    ends = {
+      "prior": self.schedule.alpha(jnp.ones(())),
+      "reconstruction": 1.0 - self.schedule.alpha(jnp.zeros(())),
+    }
+    return {name: nats_B * rate for name, rate in ends.items()}

@@ -1,0 +1,20 @@
+"""Samplers: rules of unmasking, and the loop that runs them.
+
+A new rule is one file and one line of TABLE.
+"""
+
+from functools import partial
+
+from md4vmd.samplers.ancestral import Ancestral
+from md4vmd.samplers.confidence import Confidence
+from md4vmd.samplers.grids import GRIDS, times
+from md4vmd.samplers.loop import Samples, sample
+
+TABLE = {
+  "ancestral": Ancestral,
+  "top_prob": partial(Confidence, "top_prob"),
+  "margin": partial(Confidence, "margin"),
+  "entropy": partial(Confidence, "entropy"),
+}
+
+__all__ = ["GRIDS", "TABLE", "Ancestral", "Confidence", "Samples", "sample", "times"]
