@@ -1,0 +1,107 @@
+"""The sections that every config has. A None leaves the choice to the constructor's default."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> Any:
+  """A ConfigDict whose sections hold all keys of general use, for configs/*.py to change."""
+  config: Any = ConfigDict()
+  config.seed = 0
+
+  config.data = ConfigDict({"name": placeholder(str)})
+
+  # linear | cosine | poly (power) | geometric (beta_min, beta_max)
+  config.schedule = ConfigDict(
+    {
+      "name": "linear",
+      "power": placeholder(float),
+      "beta_min": placeholder(float),
+      "beta_max": placeholder(float),
+    }
+  )
+
+  config.network = ConfigDict(
+    {
+      "name": "transformer",
+      "width": 256,
+      "depth": 4,
+      "heads": 4,
+      "mlp": "swiglu",
+      "time_conditioning": False,
+      "condition_width": placeholder(int),
+      "embedding_width": placeholder(int),
+      "adaln_zero": placeholder(bool),
+      "dropout": 0.0,
+      "dtype": "float32",
+      "remat": "none",
+      "attention": "xla",
+    }
+  )
+
+  # md4: estimator is count | time | steps (then steps is T)
+  config.objective = ConfigDict(
+    {
+      "name": "md4",
+      "estimator": "count",
+      "steps": placeholder(int),
+    }
+  )
+
+  # ancestral | top_prob | margin | entropy, over a uniform or cosine grid of times
+  config.sampler = ConfigDict(
+    {
+      "name": "ancestral",
+      "grid": "cosine",
+      "steps": 64,
+      "temperature": placeholder(float),
+      "top_p": placeholder(float),
+      "count": 8,
+      "split": "valid",
+      "prompt": "",
+      "prompts_file": "",
+    }
+  )
+
+  config.optimizer = ConfigDict(
+    {
+      "learning_rate": 1e-3,
+      "shape": "cosine",
+      "warmup_steps": 100,
+      "b1": 0.9,
+      "b2": 0.99,
+      "weight_decay": 0.03,
+      "clip_norm": 1.0,
+      "ema": 0.999,
+    }
+  )
+
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+  config.run = ConfigDict(
+    {
+      "steps": 1000,
+      "batch_size": 64,
+      "microbatches": 1,
+      "log_every": 50,
+      "checkpoint_every": 1000,
+      "evaluate_every": 0,
+      "keep": 2,
+      "keep_every": placeholder(int),
+      "then": (),
+    }
+  )
+
+  config.evaluators = ConfigDict(
+    {
+      "likelihood": {"split": "valid", "draws": 1, "limit": placeholder(int)},
+    }
+  )
+  return config
+
+
+def unknown_variant(variant: str, known: list[str]) -> ValueError:
+  """The error for a variant that a config does not have."""
+  return ValueError(f"there is no variant '{variant}'; this config has: {', '.join(known)}")

@@ -1,0 +1,247 @@
+"""From config sections to objects. No other module reads a ConfigDict.
+
+A section's `name` picks an entry of a TABLE; its other keys are arguments of that entry's
+constructor, and None leaves an argument at the constructor's default. Keys that the entry does
+not take are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from md4vmd import data, networks, objectives, partitioning, samplers, schedules
+from md4vmd.interfaces import Objective, SamplerStep, Schedule
+from md4vmd.optim import Optimizer
+
+SECTIONS = (
+  "data",
+  "schedule",
+  "network",
+  "objective",
+  "sampler",
+  "optimizer",
+  "mesh",
+  "run",
+  "evaluators",
+)
+# What a checkpoint depends on; a run that changes one of these is another run.
+IDENTITY = ("seed", "data", "schedule", "network", "objective", "optimizer")
+Config = Any  # a ConfigDict; its attributes have no static types
+_FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """How long a run is and what it writes when.
+
+  Attributes:
+    steps: training steps.
+    batch_size: examples of the global batch, in training and evaluation.
+    microbatches: slices of a batch that are processed one after another.
+    log_every: steps between lines of metrics.
+    checkpoint_every: steps between checkpoints.
+    evaluate_every: steps between evaluations in training; 0 for none.
+    keep: checkpoints kept, the newest.
+    keep_every: checkpoints at multiples of it are kept too; None for no others.
+    then: jobs that follow a finished training, of "evaluate" and "sample".
+  """
+
+  steps: int
+  batch_size: int
+  microbatches: int = 1
+  log_every: int = 50
+  checkpoint_every: int = 1000
+  evaluate_every: int = 0
+  keep: int = 2
+  keep_every: int | None = None
+  then: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for key in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
+      if getattr(self, key) < 1:
+        raise ValueError(f"run.{key} is {getattr(self, key)}; it must be at least 1")
+    if self.batch_size % self.microbatches:
+      raise ValueError(
+        f"run.batch_size {self.batch_size} is not a multiple of "
+        f"run.microbatches {self.microbatches}"
+      )
+    for job in self.then:
+      if job not in ("evaluate", "sample"):
+        raise ValueError(f"run.then names '{job}'; it may name 'evaluate' and 'sample'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How samples are made.
+
+  Attributes:
+    step: the rule of unmasking.
+    times: grid of times.
+    count: number of samples; with a prompt, of each prompt.
+    prompt: text with `[MASK:n]` where n tokens are to be filled, or a board; "" for none.
+    prompts_file: jsonl of {"prompt": ...}; "" for none.
+    split: where the clues come from, for data that has clues.
+  """
+
+  step: SamplerStep
+  times: jax.Array
+  count: int
+  prompt: str
+  prompts_file: str
+  split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Everything that a job works with, built from one config."""
+
+  dataset: data.Dataset
+  schedule: Schedule
+  network: nn.Module
+  objective: Objective
+  optimizer: Optimizer
+  sampling: Sampling
+  run: Run
+  mesh: Mesh
+  seed: int
+  evaluators: dict[str, dict[str, Any]]
+  config_hash: str
+
+
+def model(config: Config) -> Model:
+  """Builds all sections of a config.
+
+  Raises:
+    ValueError: a section, name, key or value that means nothing, with the nearest one that does.
+  """
+  for key in config:
+    if key not in (*SECTIONS, "seed"):
+      raise ValueError(f"config has no section '{key}'{nearest(key, SECTIONS)}")
+  dataset = _from_table(data.TABLE, config.data, "data")
+  schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
+  vocab_size = dataset.vocab_size
+  run = _call(Run, _settings(config.run), "run")
+  return Model(
+    dataset=dataset,
+    schedule=schedule,
+    network=_from_table(networks.TABLE, config.network, "network", vocab_size=vocab_size),
+    objective=_from_table(
+      objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
+    ),
+    optimizer=_call(Optimizer, _settings(config.optimizer), "optimizer", steps=run.steps),
+    sampling=_sampling(config.sampler),
+    run=run,
+    mesh=_call(partitioning.make_mesh, _settings(config.mesh), "mesh"),
+    seed=config.seed,
+    evaluators={name: _settings(section) for name, section in config.evaluators.items()},
+    config_hash=config_hash(config),
+  )
+
+
+def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
+  """The evaluators that the config asks for, by name."""
+  made = {}
+  for name, settings in built.evaluators.items():
+    _check_name(name, table, "evaluators")
+    made[name] = _call(table[name], settings, f"evaluators.{name}", model=built)
+  return made
+
+
+def plain(config: Config) -> dict[str, Any]:
+  """The config as nested dicts that JSON can hold."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def config_hash(config: Config) -> str:
+  """12 hexadecimal digits of the SHA-256 of the whole config."""
+  text = json.dumps(plain(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_same_run(config: Config, recorded: Mapping[str, Any]) -> None:
+  """Refuses to continue a run whose model, data or optimizer the config changes.
+
+  Raises:
+    ValueError: the first setting that differs, with both values.
+  """
+  now, before = plain(config), dict(recorded)
+  for section in IDENTITY:
+    old, new = (dict(_leaves(side.get(section), section)) for side in (before, now))
+    for key in old | new:
+      if old.get(key) != new.get(key):
+        raise ValueError(
+          f"the workdir holds a run with config.{key}={old.get(key)} and this one has "
+          f"{new.get(key)}; give another --workdir, or go back to the old value"
+        )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+  """The end of an error message: the nearest known word and all of them."""
+  known = list(known)
+  if not known:
+    return "; it has no settings"
+  close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+  hint = f"; did you mean '{close[0]}'?" if close else ";"
+  return f"{hint} known: {', '.join(known)}"
+
+
+def _sampling(section: Config) -> Sampling:
+  settings = _settings(section)
+  own = {key: settings.pop(key) for key in ("count", "split")}
+  own |= {key: settings.pop(key, "") for key in ("prompt", "prompts_file")}
+  times = samplers.times(settings.pop("grid"), settings.pop("steps"))
+  if own["count"] < 1:
+    raise ValueError(f"sampler.count is {own['count']}; it must be at least 1")
+  return Sampling(sampler(**settings), times, **own)
+
+
+def sampler(name: str, **settings: Any) -> SamplerStep:
+  """A rule of unmasking by the name of its TABLE entry."""
+  _check_name(name, samplers.TABLE, "sampler")
+  return _call(samplers.TABLE[name], settings, f"sampler '{name}'")
+
+
+def _settings(section: Config) -> dict[str, Any]:
+  return {key: value for key, value in section.items() if value is not None}
+
+
+def _from_table(table: Mapping[str, Any], section: Config, where: str, **extra: Any) -> Any:
+  settings = _settings(section)
+  name = settings.pop("name", None)
+  _check_name(name, table, where)
+  return _call(table[name], settings, f"{where} '{name}'", **extra)
+
+
+def _check_name(name: Any, table: Mapping[str, Any], where: str) -> None:
+  if name not in table:
+    raise ValueError(f"{where}: there is no '{name}'{nearest(str(name), table)}")
+
+
+def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str, **extra) -> Any:
+  parameters = inspect.signature(function).parameters
+  known = [key for key in parameters if key not in _FRAMEWORK and key not in extra]
+  for key in settings:
+    if key not in known:
+      raise ValueError(f"{where} takes no '{key}'{nearest(key, known)}")
+  for key in known:
+    if parameters[key].default is inspect.Parameter.empty and key not in settings:
+      raise ValueError(f"{where} needs a value for '{key}'")
+  return function(**settings, **extra)
+
+
+def _leaves(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+  if not isinstance(value, Mapping):
+    yield prefix, value
+    return
+  for key, inner in value.items():
+    yield from _leaves(inner, f"{prefix}.{key}")

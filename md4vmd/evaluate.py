@@ -1,0 +1,69 @@
+"""The evaluation job: every configured evaluator on a checkpoint, one JSON file each."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from md4vmd import build, evaluators, partitioning, train_state
+from md4vmd.interfaces import Evaluator
+from md4vmd.writers import Writers, say
+
+
+def evaluate(config: build.Config, workdir: pathlib.Path) -> None:
+  """Evaluates the averaged parameters of the newest checkpoint of the workdir.
+
+  Writes eval/<step>-<evaluator>.json: the figures, and what they were measured on.
+
+  Raises:
+    FileNotFoundError: the workdir has no checkpoint.
+  """
+  model = build.model(config)
+  with partitioning.use(model.mesh):
+    made = make_evaluators(model)
+    restored = train_state.load_average(model, workdir)
+    writers = Writers(workdir, active=jax.process_index() == 0)
+    run_all(
+      made,
+      model,
+      writers,
+      restored.step,
+      restored.state["ema"],
+      about={"trained_config_hash": restored.meta["config_hash"]},
+    )
+    writers.close()
+
+
+def make_evaluators(model: build.Model) -> dict[str, Evaluator]:
+  """The evaluators that the config asks for."""
+  return build.evaluators(model, evaluators.TABLE)
+
+
+def run_all(
+  made: Mapping[str, Evaluator],
+  model: build.Model,
+  writers: Writers,
+  step: int,
+  params: Any,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Runs evaluators on one set of parameters; writes and shows their figures."""
+  for name, evaluator in made.items():
+    figures = evaluator.run(step, params)
+    about = {
+      "checkpoint": str(writers.workdir / "checkpoints" / str(step)),
+      "step": step,
+      "evaluator": name,
+      "config_hash": model.config_hash,
+      "seed": model.seed,
+      "jax": jax.__version__,
+    } | dict(about or {})
+    path = writers.write_evaluation(step, name, about | figures)
+    numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    writers.write(step, {f"{name}/{key}": value for key, value in numbers.items()})
+    say(f"\n{name} at step {step} ({figures.get('convention', '')}), written to {path}")
+    for key, value in numbers.items():
+      say(f"  {key:<48} {value:,.6g}")

@@ -1,0 +1,104 @@
+"""The command line: `python -m md4vmd.main --config=configs/quickstart.py`."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+MODES = ("train", "evaluate", "sample")
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Config file, with a variant after a colon: configs/sudoku.py:9x9.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; runs/<config>-<variant> by default."
+)
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+
+
+def default_workdir(config_flag: str) -> pathlib.Path:
+  """runs/<config>-<variant> of a --config value; the variant of a plain config is "default"."""
+  path, _, variant = config_flag.partition(":")
+  variant = re.sub(r"[^A-Za-z0-9_.-]+", "-", variant) or "default"
+  return pathlib.Path("runs") / f"{pathlib.Path(path).stem}-{variant}"
+
+
+def main(argv: list[str]) -> None:
+  """Runs the job that --mode names."""
+  if argv[1:]:
+    raise ValueError(f"unknown argument '{argv[1]}'; options start with --")
+  # Imported here, so that a mistyped option is answered at once.
+  from md4vmd import evaluate, sample, train
+
+  config = _CONFIG.value
+  flag = config_flags.get_config_filename(flags.FLAGS["config"])
+  workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
+  jobs = {"train": train.train, "evaluate": evaluate.evaluate, "sample": sample.sample}
+  jobs[_MODE.value](config, workdir)
+  if _MODE.value == "train":
+    for job in config.run.then:
+      jobs[job](config, workdir)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the command line; what is wrong with it becomes one line."""
+  try:
+    for argument in argv:
+      if argument.startswith("--config="):
+        _find_config(argument.partition("=")[2].partition(":")[0])
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      raise ValueError("no --config given; try --config=configs/quickstart.py")
+    return rest
+  except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    _fail(error)
+
+
+def _find_config(name: str) -> None:
+  """Puts the folder that holds `configs` on the import path, for configs import configs.common."""
+  path = pathlib.Path(name).resolve()
+  if not path.is_file():
+    others = [other.name for other in path.parent.glob("*.py") if not other.name.startswith("_")]
+    close = difflib.get_close_matches(path.name, others, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise ValueError(f"there is no config file {name}{hint}")
+  sys.path.insert(0, str(path.parent.parent))
+
+
+def _fail(error: BaseException) -> NoReturn:
+  """Prints one line for the user and leaves with status 1."""
+  if "--traceback" in sys.argv:
+    raise error
+  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+  if any(line.startswith("Traceback") for line in lines):  # of a config that raised
+    lines = [lines[-1].partition(": ")[2]]
+  print(f"error: {' '.join(lines) or type(error).__name__}", file=sys.stderr)
+  sys.exit(1)
+
+
+def _run(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)  # orbax narrates every save at INFO
+  try:
+    main(argv)
+  except (ValueError, FileNotFoundError, ArithmeticError) as error:
+    _fail(error)
+
+
+def entry() -> None:
+  """Entry point of the command."""
+  app.run(_run, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  entry()

@@ -1,0 +1,71 @@
+"""From sums of nats to figures for people: the one place with ratios, bits and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+_LN2 = math.log(2.0)
+
+
+def report(prefix: str, name: str, nats: float, tokens: float) -> dict[str, float]:
+  """Figures of `nats` spent on `tokens`, named prefix/name_unit."""
+  per_token = nats / tokens
+  return {
+    f"{prefix}/{name}_nats_per_token": per_token,
+    f"{prefix}/{name}_bits_per_token": per_token / _LN2,
+  }
+
+
+def train_report(sums: Mapping[str, float], tokens: float, steps: int) -> dict[str, float]:
+  """Figures of a span of training.
+
+  Args:
+    sums: the train step's metrics, summed over the span.
+    tokens: scored tokens of the span.
+    steps: steps of the span.
+  """
+  figures = {
+    "train/loss_nats_per_token": sums["loss_nats"] / tokens,
+    "train/gradient_norm": sums["gradient_norm"] / steps,
+  }
+  for name, nats in sums.items():
+    if name.startswith("nelbo"):
+      figures |= report("train", name.removesuffix("_nats"), nats, tokens)
+  return figures
+
+
+def likelihood_report(
+  prefix: str, nats_N: np.ndarray, tokens_N: np.ndarray, *, unit: str
+) -> dict[str, float]:
+  """Mean and standard error of a bound over examples, in every customary unit.
+
+  The standard error is that of a ratio estimate, sum of nats over sum of tokens, with examples
+  as the independent units; it covers the draws of time and mask and the choice of examples.
+
+  Args:
+    prefix: the split.
+    nats_N: bound on -log p of each example, averaged over its draws.
+    tokens_N: scored tokens of each example.
+    unit: what a token is: "token", "character" or "dim".
+  """
+  tokens = float(tokens_N.sum())
+  mean = float(nats_N.sum()) / tokens
+  count = len(nats_N)
+  residual = float(np.square(nats_N - mean * tokens_N).sum())
+  error = math.sqrt(residual * count / max(count - 1, 1)) / tokens
+  figures = {
+    f"{prefix}/nelbo_nats_per_token": mean,
+    f"{prefix}/nelbo_nats_per_token_standard_error": error,
+    f"{prefix}/nelbo_bits_per_token": mean / _LN2,
+    f"{prefix}/nelbo_bits_per_token_standard_error": error / _LN2,
+    f"{prefix}/perplexity_bound": math.exp(min(mean, 700.0)),
+    f"{prefix}/tokens": tokens,
+    f"{prefix}/examples": float(count),
+  }
+  if unit != "token":
+    figures[f"{prefix}/nelbo_bits_per_{unit}"] = mean / _LN2
+    figures[f"{prefix}/nelbo_bits_per_{unit}_standard_error"] = error / _LN2
+  return figures

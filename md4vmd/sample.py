@@ -1,0 +1,170 @@
+"""The sampling job: sequences, boards and infilled prompts, as text, arrays and a picture."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from md4vmd import build, data, networks, partitioning, pictures, rngs, samplers, train_state
+from md4vmd.writers import say
+
+_MASK = re.compile(r"\[MASK(?::(\d+))?\]")
+
+
+def sample(config: build.Config, workdir: pathlib.Path) -> None:
+  """Samples from the averaged parameters of the newest checkpoint of the workdir.
+
+  What is filled: the prompts, if the config has any; the puzzles of a split, if the data has
+  clues; else whole sequences. Writes samples/<step>.txt, .npz and .png, and .jsonl for prompts.
+
+  Raises:
+    ValueError: a prompt is too long, has nothing to fill, or holds characters without a token.
+    FileNotFoundError: no checkpoint, or no such file of prompts.
+  """
+  model = build.model(config)
+  prompts = _prompts(model)
+  tokens_BxL, free_BxL = _starts(model, prompts)
+  with partitioning.use(model.mesh):
+    restored = train_state.load_average(model, workdir)
+    samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL)
+  if jax.process_index() == 0:
+    _write(model, workdir, restored.step, prompts, tokens_BxL, free_BxL, samples)
+
+
+def parse_prompt(dataset: data.Dataset, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens_L, free_L) of a prompt: `[MASK:n]` stands for n free tokens, as does the mask mark.
+
+  Positions behind the prompt stay unknown: the model sees masks there and they are not filled.
+
+  Raises:
+    ValueError: the prompt is longer than the model's sequences or leaves nothing to fill.
+  """
+  pieces = _MASK.split(prompt)  # text, count, text, count, ..., text
+  tokens: list[np.ndarray] = []
+  for i, piece in enumerate(pieces):
+    if i % 2:
+      tokens.append(np.full(int(piece or 1), dataset.vocab_size, np.int32))
+    elif piece:
+      tokens.append(dataset.encode(piece))
+  tokens_N = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+  if len(tokens_N) > dataset.length:
+    raise ValueError(
+      f"the prompt has {len(tokens_N)} tokens and the model's sequences "
+      f"{dataset.length}; shorten the prompt"
+    )
+  tokens_L = np.full(dataset.length, dataset.vocab_size, np.int32)
+  tokens_L[: len(tokens_N)] = tokens_N
+  free_L = np.zeros(dataset.length, bool)
+  free_L[: len(tokens_N)] = tokens_N == dataset.vocab_size
+  if not free_L.any():
+    raise ValueError(f"the prompt {prompt!r} leaves nothing to fill; mark the place with [MASK:n]")
+  return tokens_L, free_L
+
+
+def _prompts(model: build.Model) -> list[str]:
+  sampling = model.sampling
+  prompts = [sampling.prompt] if sampling.prompt else []
+  if sampling.prompts_file:
+    lines = pathlib.Path(sampling.prompts_file).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+      try:
+        prompts.append(json.loads(line)["prompt"])
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+          f"{sampling.prompts_file}, line {number}: expected an object like "
+          '{"prompt": "to be [MASK:20]"}'
+        ) from error
+  return [prompt for prompt in prompts for _ in range(sampling.count)]
+
+
+def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and free positions before sampling."""
+  dataset, count = model.dataset, model.sampling.count
+  if prompts:
+    parsed = [parse_prompt(dataset, prompt) for prompt in prompts]
+    return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
+  source = dataset.split(model.sampling.split)
+  if "given" in source[0]:
+    items = [source[i] for i in range(min(count, len(source)))]
+    free_BxL = ~np.stack([item["given"] for item in items])
+    x_BxL = np.stack([item["x"] for item in items])
+    return np.where(free_BxL, dataset.vocab_size, x_BxL), free_BxL
+  shape = (count, dataset.length)
+  return np.full(shape, dataset.vocab_size, np.int32), np.ones(shape, bool)
+
+
+def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samples:
+  """Samples in batches of the configured size; the last one is filled up and cut."""
+  size = model.run.batch_size
+  solve = jax.jit(
+    lambda params, batch, key: samplers.sample(
+      key,
+      networks.bind(model.network, params),
+      model.schedule,
+      model.sampling.step,
+      model.sampling.times,
+      tokens_BxL=batch.x_BxL,
+      free_BxL=batch.free_BxL,
+      vocab_size=model.dataset.vocab_size,
+    )
+  )
+  done = []
+  for number, start in enumerate(range(0, len(tokens_BxL), size)):
+    rows = np.minimum(start + np.arange(size), len(tokens_BxL) - 1)
+    rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+    batch = partitioning.put_batch(
+      model.mesh,
+      {
+        "x_BxL": tokens_BxL[rows],
+        "given_BxL": ~free_BxL[rows],
+        "weight_B": np.ones(len(rows), np.float32),
+        "index_B": rows.astype(np.int32),
+      },
+    )
+    key = rngs.stream(model.seed, number, "sample")
+    done.append(partitioning.to_host(solve(params, batch, key)))
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(tokens_BxL)], *done)
+  return joined
+
+
+def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None:
+  dataset, folder = model.dataset, workdir / "samples"
+  folder.mkdir(parents=True, exist_ok=True)
+  is_known_BxL = free_BxL | (tokens_BxL != dataset.vocab_size)
+  texts = [
+    _decode(dataset, x_L, known_L) for x_L, known_L in zip(samples.x_BxL, is_known_BxL, strict=True)
+  ]
+  shown = "\n\n".join(texts)
+  say(f"\nsamples at step {step}, {samples.calls_B.mean():.1f} network calls each\n\n{shown}\n")
+  (folder / f"{step}.txt").write_text(shown + "\n", encoding="utf-8")
+  np.savez_compressed(
+    folder / f"{step}.npz",
+    x_BxL=samples.x_BxL,
+    free_BxL=free_BxL,
+    call_BxL=samples.call_BxL,
+    calls_B=samples.calls_B,
+  )
+  if prompts:
+    lines = [
+      json.dumps({"prompt": prompt, "text": text, "calls": int(calls)})
+      for prompt, text, calls in zip(prompts, texts, samples.calls_B, strict=True)
+    ]
+    (folder / f"{step}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  known_L = is_known_BxL[0]
+  picture = pictures.film_strip(
+    dataset.cells(samples.x_BxL[0][known_L]),
+    samples.call_BxL[0][known_L],
+    columns=dataset.columns,
+    box=dataset.box,
+  )
+  picture.save(folder / f"{step}.png")
+  say(f"wrote {folder / str(step)}.txt, .npz{', .jsonl' if prompts else ''} and .png")
+
+
+def _decode(dataset: data.Dataset, x_L: np.ndarray, is_known_L: np.ndarray) -> str:
+  return dataset.decode(x_L[is_known_L])

@@ -1,0 +1,207 @@
+"""The trainer: one loop for every model, from one device to a pod."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import md4vmd
+from md4vmd import build, data, evaluate, metrics, partitioning, steps, train_state
+from md4vmd.checkpoints import Checkpoints
+from md4vmd.writers import Writers, read_config, say
+
+PREEMPTED = 42  # exit status after SIGTERM: the scheduler should start the same command again
+
+
+class Preempted(SystemExit):
+  """Training stopped on SIGTERM, with its state saved."""
+
+  def __init__(self):
+    super().__init__(PREEMPTED)
+
+
+class DivergedError(ArithmeticError):
+  """A loss or a gradient is no finite number."""
+
+
+def train(config: build.Config, workdir: pathlib.Path) -> None:
+  """Trains to config.run.steps, continuing from the newest checkpoint of the workdir if any.
+
+  Raises:
+    Preempted: after SIGTERM, once the state is saved.
+    DivergedError: a loss or gradient is not finite; checkpoints hold the last good states.
+    ValueError: the workdir holds a run of another config.
+  """
+  model = build.model(config)
+  recorded = read_config(workdir)
+  if recorded is not None:
+    build.check_same_run(config, recorded)
+  with partitioning.use(model.mesh):
+    state = train_state.initial(model)
+    checkpoints = Checkpoints(
+      workdir / "checkpoints", keep=model.run.keep, keep_every=model.run.keep_every
+    )
+    writers = Writers(workdir, active=jax.process_index() == 0)
+    restored = checkpoints.restore_latest(state)
+    position = 0
+    if restored is not None:
+      state, position = restored.state, restored.meta["position"]
+      say(f"Continuing from step {restored.step}.")
+      if restored.meta["config_hash"] != model.config_hash:
+        say("The config changed since the checkpoint, in sections that leave the model alone.")
+    writers.truncate_after(int(state.step))
+    writers.write_config(build.plain(config))
+    say(f"Data: {model.dataset.describe()}.")
+    say(
+      f"Network: {train_state.count_parameters(state.params) / 1e6:.2f}M parameters on "
+      f"{jax.device_count()} {jax.devices()[0].device_kind} devices. Workdir: {workdir}"
+    )
+    try:
+      _Loop(model, checkpoints, writers).run(state, position)
+    finally:
+      checkpoints.close()
+      writers.close()
+
+
+class _Loop:
+  """The steps of a run and what happens between them."""
+
+  def __init__(self, model: build.Model, checkpoints: Checkpoints, writers: Writers):
+    self.model, self.checkpoints, self.writers = model, checkpoints, writers
+    self.evaluators = evaluate.make_evaluators(model) if model.run.evaluate_every else {}
+    self.term_received = False
+
+  def run(self, state: steps.TrainState, position: int) -> None:
+    run, model = self.model.run, self.model
+    train_step = jax.jit(
+      functools.partial(
+        steps.train_step,
+        network=model.network,
+        objective=model.objective,
+        optimizer=model.optimizer,
+        microbatches=run.microbatches,
+        seed=model.seed,
+      ),
+      donate_argnums=0,
+      out_shardings=(train_state.shardings(model), None),
+    )
+    batches = data.train_batches(
+      model.dataset,
+      batch_size=run.batch_size,
+      seed=model.seed,
+      start=position,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    previous = signal.signal(signal.SIGTERM, self._on_term)
+    first = int(state.step)
+    meter = _Meter(model, self.writers, first + 1)
+    progress = tqdm(total=run.steps, initial=first, disable=None, unit="step", dynamic_ncols=True)
+    try:
+      for step in range(first + 1, run.steps + 1):
+        batch = partitioning.put_batch(model.mesh, next(batches))
+        state, sums = train_step(state, batch)
+        meter.add(step, sums)
+        progress.update()
+        stopping = self.term_received or self.checkpoints.reached_preemption(step)
+        if stopping or step == run.steps or step % run.checkpoint_every == 0:
+          meter.flush()  # raises before a state that is not finite could be saved
+          self._save(step, state, step * run.batch_size)
+        if stopping:
+          say(f"Stopping at step {step} on SIGTERM; the state is saved.")
+          raise Preempted
+        if run.evaluate_every and step % run.evaluate_every == 0:
+          meter.flush()
+          evaluate.run_all(self.evaluators, model, self.writers, step, state.ema)
+          meter.restart_clock()
+      meter.flush()
+    finally:
+      progress.close()
+      signal.signal(signal.SIGTERM, previous)
+
+  def _save(self, step, state, position):
+    meta = {
+      "position": position,
+      "config_hash": self.model.config_hash,
+      "md4vmd": md4vmd.__version__,
+      "jax": jax.__version__,
+    }
+    self.checkpoints.save(step, state, meta)
+
+  def _on_term(self, *_):
+    self.term_received = True
+
+
+class _Meter:
+  """Reads metrics one step late, so that the host never waits for the step that it just sent."""
+
+  def __init__(self, model: build.Model, writers: Writers, step: int):
+    self.model, self.writers = model, writers
+    self.pending: tuple[int, Any] | None = None
+    self.sums: dict[str, float] = {}
+    self.steps = 0
+    self.first_step = step
+    self.restart_clock()
+
+  def restart_clock(self) -> None:
+    """Starts timing anew, after a pause that is no training."""
+    self.clock = time.perf_counter()
+    self.clock_steps, self.clock_tokens = 0, 0.0
+
+  def add(self, step: int, sums: Any) -> None:
+    """Takes the metrics of a step and looks at those of the step before."""
+    self.flush()
+    self.pending = (step, sums)
+
+  def flush(self) -> None:
+    """Reads what is pending; raises DivergedError if it is not finite."""
+    if self.pending is None:
+      return
+    step, sums = self.pending
+    self.pending = None
+    values = {name: float(value) for name, value in jax.device_get(sums).items()}
+    for name, value in values.items():
+      if not np.isfinite(value):
+        raise DivergedError(
+          f"{name} is {value} at step {step}; the checkpoints hold the last good states. Lower "
+          "optimizer.learning_rate or optimizer.clip_norm, and run again to continue from them"
+        )
+      self.sums[name] = self.sums.get(name, 0.0) + value
+    self.steps += 1
+    self.clock_steps += 1
+    self.clock_tokens += values["tokens"]
+    if step == self.first_step:
+      self.restart_clock()  # the first step includes compilation
+    if step % self.model.run.log_every == 0 or step == self.model.run.steps:
+      self._write(step)
+
+  def _write(self, step):
+    run = self.model.run
+    elapsed = time.perf_counter() - self.clock
+    rate = max(self.clock_steps, 1) / elapsed
+    figures = metrics.train_report(self.sums, self.sums["tokens"], self.steps) | {
+      "train/learning_rate": float(self.model.optimizer.rate(step - 1)),
+      "train/steps_per_second": rate,
+      "train/tokens_per_second": self.clock_tokens / elapsed,
+    }
+    self.writers.write(step, figures)
+    left = time.strftime("%H:%M:%S", time.gmtime((run.steps - step) / rate))
+    bound = figures.get("train/nelbo_bits_per_token")
+    shown = (
+      f"bound {bound:.4f} bits/token"
+      if bound is not None
+      else f"loss {figures['train/loss_nats_per_token']:.4f} nats/token"
+    )
+    say(
+      f"step {step}/{run.steps}  {shown}  {rate:.2f} steps/s  "
+      f"{figures['train/tokens_per_second']:,.0f} tokens/s  {left} left"
+    )
+    self.sums, self.steps = {}, 0
+    self.restart_clock()
