@@ -1,6 +1,6 @@
 """A first run: a small MD4 learns 4x4 Sudoku and says how far it is from the exact entropy.
 
-Puzzles have 3 to 5 clues and any number of solutions, so the entropy of a solution given its
+Puzzles have 4 to 6 clues and any number of solutions, so the entropy of a solution given its
 clues is above 0 and known exactly by enumeration.
 Command: python -m md4vmd.main --config=configs/quickstart.py
 Cost: about two minutes on 2 CPU cores; no files, no network.
@@ -14,13 +14,22 @@ from configs import common
 def get_config():
   """The config."""
   config = common.base()
-  config.data.update({"name": "sudoku", "size": 4, "clues_min": 3, "clues_max": 5,
-                      "unique": False, "symmetries": False})
+  config.data.update(
+    {
+      "name": "sudoku",
+      "size": 4,
+      "clues_min": 4,
+      "clues_max": 6,
+      "unique": False,
+      "symmetries": False,
+    }
+  )
   config.network.update({"width": 64, "depth": 3, "heads": 4})
   config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 100, "ema": 0.995})
   config.sampler.update({"name": "margin", "grid": "uniform", "steps": 6, "count": 3})
-  config.run.update({"steps": 1500, "batch_size": 128, "log_every": 100,
-                     "then": ("evaluate", "sample")})
+  config.run.update(
+    {"steps": 5000, "batch_size": 32, "log_every": 500, "then": ("evaluate", "sample")}
+  )
   config.evaluators.likelihood.draws = 4
   config.evaluators.sudoku = {"orders": ("margin",), "calls": (1, 2, 6), "limit": 1000}
   return config

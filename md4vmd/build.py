@@ -34,8 +34,8 @@ SECTIONS = (
   "run",
   "evaluators",
 )
-# What a checkpoint depends on; a run that changes one of these is another run.
-IDENTITY = ("seed", "data", "schedule", "network", "objective", "optimizer")
+# A run that changes one of these is another run.
+IDENTITY = ("seed", "data", "schedule", "network", "objective")
 Config = Any  # a ConfigDict; its attributes have no static types
 _FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
 
@@ -67,9 +67,12 @@ class Run:
   then: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for key in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
-      if getattr(self, key) < 1:
-        raise ValueError(f"run.{key} is {getattr(self, key)}; it must be at least 1")
+    least = dataclasses.asdict(self) | {"evaluate_every": self.evaluate_every + 1, "then": 1}
+    for key, value in least.items():
+      if value is not None and value < 1:
+        raise ValueError(
+          f"run.{key} is {getattr(self, key)}; it must be at least {int(key != 'evaluate_every')}"
+        )
     if self.batch_size % self.microbatches:
       raise ValueError(
         f"run.batch_size {self.batch_size} is not a multiple of "
@@ -131,6 +134,8 @@ def model(config: Config) -> Model:
   schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
   vocab_size = dataset.vocab_size
   run = _call(Run, _settings(config.run), "run")
+  mesh = _call(partitioning.make_mesh, _settings(config.mesh), "mesh")
+  partitioning.check_batch(mesh, run.batch_size // run.microbatches)
   return Model(
     dataset=dataset,
     schedule=schedule,
@@ -139,9 +144,9 @@ def model(config: Config) -> Model:
       objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
     ),
     optimizer=_call(Optimizer, _settings(config.optimizer), "optimizer", steps=run.steps),
-    sampling=_sampling(config.sampler),
+    sampling=_call(_sampling, _settings(config.sampler), "sampler"),
     run=run,
-    mesh=_call(partitioning.make_mesh, _settings(config.mesh), "mesh"),
+    mesh=mesh,
     seed=config.seed,
     evaluators={name: _settings(section) for name, section in config.evaluators.items()},
     config_hash=config_hash(config),
@@ -168,21 +173,21 @@ def config_hash(config: Config) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def check_same_run(config: Config, recorded: Mapping[str, Any]) -> None:
-  """Refuses to continue a run whose model, data or optimizer the config changes.
+def changes(config: Config, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Settings that differ from a recorded config, as key -> (old, new).
 
   Raises:
-    ValueError: the first setting that differs, with both values.
+    ValueError: one of them makes this another run: its data, model, objective or seed.
   """
-  now, before = plain(config), dict(recorded)
-  for section in IDENTITY:
-    old, new = (dict(_leaves(side.get(section), section)) for side in (before, now))
-    for key in old | new:
-      if old.get(key) != new.get(key):
-        raise ValueError(
-          f"the workdir holds a run with config.{key}={old.get(key)} and this one has "
-          f"{new.get(key)}; give another --workdir, or go back to the old value"
-        )
+  old, new = (dict(_leaves(side, "config")) for side in (dict(recorded), plain(config)))
+  changed = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+  for key, (before, now) in changed.items():
+    if key.split(".")[1] in IDENTITY:
+      raise ValueError(
+        f"the workdir holds a run with {key}={before} and this one has {now}; "
+        "give another --workdir, or go back to the old value"
+      )
+  return changed
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -195,14 +200,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
   return f"{hint} known: {', '.join(known)}"
 
 
-def _sampling(section: Config) -> Sampling:
-  settings = _settings(section)
-  own = {key: settings.pop(key) for key in ("count", "split")}
-  own |= {key: settings.pop(key, "") for key in ("prompt", "prompts_file")}
-  times = samplers.times(settings.pop("grid"), settings.pop("steps"))
-  if own["count"] < 1:
-    raise ValueError(f"sampler.count is {own['count']}; it must be at least 1")
-  return Sampling(sampler(**settings), times, **own)
+def _sampling(
+  name: str,
+  grid: str,
+  steps: int,
+  count: int,
+  split: str = "valid",
+  prompt: str = "",
+  prompts_file: str = "",
+  **settings: Any,
+) -> Sampling:
+  if count < 1:
+    raise ValueError(f"sampler.count is {count}; it must be at least 1")
+  times = samplers.times(grid, steps)
+  return Sampling(sampler(name, **settings), times, count, prompt, prompts_file, split)
 
 
 def sampler(name: str, **settings: Any) -> SamplerStep:
@@ -229,9 +240,16 @@ def _check_name(name: Any, table: Mapping[str, Any], where: str) -> None:
 
 def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str, **extra) -> Any:
   parameters = inspect.signature(function).parameters
-  known = [key for key in parameters if key not in _FRAMEWORK and key not in extra]
+  is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+  known = [
+    key
+    for key, parameter in parameters.items()
+    if key not in extra
+    and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    and not (isinstance(function, type) and key in _FRAMEWORK)
+  ]
   for key in settings:
-    if key not in known:
+    if key not in known and not is_open:
       raise ValueError(f"{where} takes no '{key}'{nearest(key, known)}")
   for key in known:
     if parameters[key].default is inspect.Parameter.empty and key not in settings:

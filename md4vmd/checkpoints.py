@@ -9,6 +9,7 @@ user's, reported with the leaf).
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -66,6 +67,10 @@ def sum_bits(x: jax.Array) -> jax.Array:
   return (word ^ (word >> 16)).sum(dtype=jnp.uint32)
 
 
+# One program: many small ones in flight, each with a collective, deadlock on CPU meshes.
+_sums = jax.jit(functools.partial(jax.tree.map, sum_bits))
+
+
 class Checkpoints:
   """The checkpoints of one run, on a disk that all processes see.
 
@@ -103,7 +108,10 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that a read-only folder is read-only
     self._manager = ocp.CheckpointManager(self.folder, options=options)
+    logging.set_verbosity(verbosity)
 
   def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
     """Copies `state` off the devices and writes it in the background.
@@ -271,7 +279,7 @@ def _describe(state: Any) -> dict[str, list]:
     kind = getattr(leaf, "dtype", None)
     if kind is None or not (jnp.issubdtype(kind, jnp.number) or kind == jnp.bool_):
       raise ValueError(f"{name} is a {type(leaf).__name__} of {kind}; a state holds plain arrays")
-  sums = jax.device_get(jax.tree.map(sum_bits, leaves))
+  sums = jax.device_get(_sums(leaves))
   return {name: [list(x.shape), x.dtype.name, int(sums[name])] for name, x in leaves.items()}
 
 

@@ -26,14 +26,9 @@ def evaluate(config: build.Config, workdir: pathlib.Path) -> None:
     made = make_evaluators(model)
     restored = train_state.load_average(model, workdir)
     writers = Writers(workdir, active=jax.process_index() == 0)
-    run_all(
-      made,
-      model,
-      writers,
-      restored.step,
-      restored.state["ema"],
-      about={"trained_config_hash": restored.meta["config_hash"]},
-    )
+    hash_then = restored.meta["config_hash"]
+    params = restored.state["ema"]
+    run_all(made, model, writers, restored.step, params, trained_config_hash=hash_then)
     writers.close()
 
 
@@ -48,22 +43,30 @@ def run_all(
   writers: Writers,
   step: int,
   params: Any,
-  about: Mapping[str, Any] | None = None,
-) -> None:
-  """Runs evaluators on one set of parameters; writes and shows their figures."""
+  **about: Any,
+) -> dict[str, float]:
+  """Runs evaluators on one set of parameters, writes one JSON file each and shows the figures.
+
+  Returns:
+    All numbers, as evaluator/figure, for a training log.
+  """
+  numbers = {}
   for name, evaluator in made.items():
     figures = evaluator.run(step, params)
-    about = {
+    record = {
       "checkpoint": str(writers.workdir / "checkpoints" / str(step)),
       "step": step,
       "evaluator": name,
       "config_hash": model.config_hash,
       "seed": model.seed,
       "jax": jax.__version__,
-    } | dict(about or {})
-    path = writers.write_evaluation(step, name, about | figures)
-    numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
-    writers.write(step, {f"{name}/{key}": value for key, value in numbers.items()})
+      **about,
+      **figures,
+    }
+    path = writers.write_evaluation(step, name, record)
     say(f"\n{name} at step {step} ({figures.get('convention', '')}), written to {path}")
-    for key, value in numbers.items():
-      say(f"  {key:<48} {value:,.6g}")
+    for key, value in figures.items():
+      if isinstance(value, int | float):
+        numbers[f"{name}/{key}"] = value
+        say(f"  {key:<50} {value:,.6g}")
+  return numbers

@@ -85,8 +85,8 @@ class LossTerms:
   Attributes:
     loss: differentiated scalar, a sum over the batch; the train step divides it once by the
       number of scored tokens of the global batch.
-    nelbo_B: reported bound on -log p(x) per example in nats, without gradient; None where the
-      objective is no bound.
+    nelbo_B: reported bound on -log p(x) per example in nats, without gradient; 0 where the example
+      only fills the batch; None where the objective is no bound.
     tokens_B: scored tokens per example.
     parts: diagnostics per example in nats; those of a bound sum to nelbo_B.
   """
@@ -167,6 +167,11 @@ class ModelFns(NamedTuple):
 class Objective(Protocol):
   """A training objective and the bound that it reports."""
 
+  @property
+  def convention(self) -> str:
+    """What the reported figure is, in words, for the record of an evaluation."""
+    ...
+
   def draw(self, noise: Any, batch: Batch) -> Draws:
     """Draws times, counts and mask uniforms for the whole batch from an `rngs.Noise`."""
     ...
@@ -199,11 +204,11 @@ class Plan(NamedTuple):
 
 
 class SamplerStep(Protocol):
-  """One rule of unmasking; a frozen dataclass. `samplers.loop` runs it."""
+  """One rule of unmasking; a frozen dataclass. `samplers.loop` runs it, with a key per sequence."""
 
   def init(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     times: jax.Array,
@@ -218,7 +223,7 @@ class SamplerStep(Protocol):
 
   def fill(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     prediction: Prediction,

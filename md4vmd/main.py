@@ -79,7 +79,11 @@ def _fail(error: BaseException) -> NoReturn:
   """Prints one line for the user and leaves with status 1."""
   if "--traceback" in sys.argv:
     raise error
-  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps its errors
+    error = error.args[0]
+  text = str(error)
+  if isinstance(error, KeyError) and error.args:  # of an override, by ml_collections
+    text = f"the config has no {error.args[0]}".replace("\nDid you", "; did you")
   lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
   if any(line.startswith("Traceback") for line in lines):  # of a config that raised
     lines = [lines[-1].partition(": ")[2]]

@@ -32,8 +32,10 @@ def chunk_logits(h_KxD: jax.Array, kernel_DxP: jax.Array, vocab_size: int) -> ja
   logits = jnp.matmul(
     h_KxD, kernel_DxP.astype(h_KxD.dtype), preferred_element_type=wide(h_KxD.dtype)
   )
-  is_token_P = jnp.arange(kernel_DxP.shape[1]) < vocab_size
-  return jnp.where(jnp.broadcast_to(is_token_P, logits.shape), logits, -jnp.inf)
+  # Only the columns that pad are written: a select over all of them would be one more pass.
+  shape = (*logits.shape[:-1], kernel_DxP.shape[1] - vocab_size)
+  padding = jnp.full(shape, -jnp.inf, logits.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(logits, padding, vocab_size, axis=-1)
 
 
 def _selected_first(is_active_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -54,12 +56,15 @@ def _walk(is_active_N, chunk, body, carry):
 
 
 def _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size):
+  """(features, targets, exp(logit - largest logit), its sum, nats) of a chunk."""
   h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
   x_K = x_N.at[rows_K].get(mode="fill", fill_value=0)
   logits_KxP = chunk_logits(h_KxD, kernel_DxP, vocab_size)
-  lse_K = jax.nn.logsumexp(logits_KxP, axis=-1)
-  nll_K = lse_K - jnp.take_along_axis(logits_KxP, x_K[:, None], axis=-1)[:, 0]
-  return h_KxD, x_K, logits_KxP, lse_K, nll_K
+  largest_K = logits_KxP.max(-1)
+  mu_KxP = jnp.exp(logits_KxP - largest_K[:, None])  # not normalised
+  sum_K = mu_KxP.sum(-1)
+  nll_K = largest_K + jnp.log(sum_K) - jnp.take_along_axis(logits_KxP, x_K[:, None], -1)[:, 0]
+  return h_KxD, x_K, mu_KxP, sum_K, nll_K
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -76,18 +81,21 @@ def _weighted_nll(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
 def _weighted_nll_forward(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
   def body(rows_K, carry):
     nats_N, dhidden_NxD, dkernel_DxP = carry
-    h_KxD, x_K, logits_KxP, lse_K, nll_K = _chunk_nll(
-      hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size
+    h_KxD, x_K, mu_KxP, sum_K, nll_K = _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size)
+    # weight * (mu - one_hot), with mu's normaliser and the weight left to factors on [K, D].
+    residual_KxP = mu_KxP.at[jnp.arange(x_K.shape[0]), x_K].add(-sum_K).astype(h_KxD.dtype)
+    scale_Kx1 = (weight_N.at[rows_K].get(mode="fill", fill_value=0) / sum_K)[:, None]
+    dh_KxD = scale_Kx1 * jnp.matmul(
+      residual_KxP, kernel_DxP.T.astype(h_KxD.dtype), preferred_element_type=sum_K.dtype
     )
-    weight_K = weight_N.at[rows_K].get(mode="fill", fill_value=0)
-    residual_KxP = jnp.exp(logits_KxP - lse_K[:, None])
-    residual_KxP -= jax.nn.one_hot(x_K, kernel_DxP.shape[1], dtype=residual_KxP.dtype)
-    residual_KxP = (residual_KxP * weight_K[:, None]).astype(h_KxD.dtype)
-    dh_KxD = jnp.matmul(residual_KxP, kernel_DxP.T.astype(h_KxD.dtype))
-    dkernel_DxP += jnp.matmul(h_KxD.T, residual_KxP, preferred_element_type=dkernel_DxP.dtype)
+    dkernel_DxP += jnp.matmul(
+      (scale_Kx1 * h_KxD).astype(h_KxD.dtype).T,
+      residual_KxP,
+      preferred_element_type=dkernel_DxP.dtype,
+    )
     return (
       nats_N.at[rows_K].set(nll_K, mode="drop"),
-      dhidden_NxD.at[rows_K].set(dh_KxD, mode="drop"),
+      dhidden_NxD.at[rows_K].set(dh_KxD.astype(dhidden_NxD.dtype), mode="drop"),
       dkernel_DxP,
     )
 

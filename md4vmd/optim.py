@@ -48,6 +48,8 @@ class Optimizer:
         f"warmup_steps {self.warmup_steps} must be below run.steps {self.steps}",
       ),
       (0 <= self.ema < 1, f"ema {self.ema} must be in [0, 1)"),
+      (0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"b1 {self.b1} and b2 {self.b2} must be in [0, 1)"),
+      (self.weight_decay >= 0, f"weight_decay {self.weight_decay} must not be negative"),
       (self.clip_norm >= 0, f"clip_norm {self.clip_norm} must be positive, or 0 for none"),
     ]
     for holds, message in rules:

@@ -89,15 +89,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+  """Refuses a batch, or microbatch, that the mesh cannot share out.
+
+  Raises:
+    ValueError: it does not divide over data x fsdp.
+  """
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  if batch_size % rows:
+    raise ValueError(
+      f"{batch_size} examples (run.batch_size / run.microbatches) do not divide over data x fsdp "
+      f"= {rows} devices; make it a multiple of {rows}"
+    )
+
+
+def round_up(mesh: Mesh, batch_size: int) -> int:
+  """The smallest size that is no less and divides over the mesh and over the processes."""
+  rows = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
+  return -(-batch_size // rows) * rows
+
+
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Batch:
   """The global Batch on the mesh, from the rows that this process read."""
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
-  size = len(arrays["x_BxL"]) * jax.process_count()
-  if size % rows:
-    raise ValueError(
-      f"a batch of {size} examples does not divide over data x fsdp = {rows} "
-      f"devices; set the batch size to a multiple of {rows}"
-    )
   sharding = NamedSharding(mesh, BATCH)
   return Batch(
     **{

@@ -17,12 +17,26 @@ _GOLDEN_RATIO_32 = 2654435769  # 2**32 / golden ratio: index * this mod 2**32 is
 
 def named(key: jax.Array, name: str) -> jax.Array:
   """The key of the stream `name` under `key`."""
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+  return jax.random.fold_in(key, _number(name))
+
+
+def _number(name: str) -> int:
+  return zlib.crc32(name.encode())
 
 
 def stream(seed: int, step: jax.Array | int, name: str) -> jax.Array:
   """The key of stream `name` at a training step: a function of its arguments alone."""
   return jax.random.fold_in(named(jax.random.key(seed), name), step)
+
+
+def fold_each(key_B: jax.Array, data: jax.Array | int) -> jax.Array:
+  """One key per example under each of key_B."""
+  return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, data)
+
+
+def uniform_each(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """U[0, 1) of the given shape under each key: [B, *shape]."""
+  return jax.vmap(lambda key: jax.random.uniform(key, shape))(key_B)
 
 
 @flax.struct.dataclass
@@ -50,7 +64,7 @@ class Noise:
 
   def uniform(self, name: str, shape: tuple[int, ...]) -> jax.Array:
     """U[0, 1) of the given shape for every example: [B, *shape]."""
-    return jax.vmap(lambda key: jax.random.uniform(named(key, name), shape))(self.key_B)
+    return uniform_each(fold_each(self.key_B, _number(name)), shape)
 
   def beta(self, name: str, a_BxG: jax.Array, b_BxG: jax.Array) -> jax.Array:
     """Beta(a, b) draws, [B, G]."""

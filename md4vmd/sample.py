@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from md4vmd import build, data, networks, partitioning, pictures, rngs, samplers, train_state
+from md4vmd import build, data, partitioning, pictures, rngs, samplers, steps, train_state
 from md4vmd.writers import say
 
 _MASK = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -27,13 +28,18 @@ def sample(config: build.Config, workdir: pathlib.Path) -> None:
     FileNotFoundError: no checkpoint, or no such file of prompts.
   """
   model = build.model(config)
-  prompts = _prompts(model)
-  tokens_BxL, free_BxL = _starts(model, prompts)
+  prompts, tokens_BxL, free_BxL = prepare(model)
   with partitioning.use(model.mesh):
     restored = train_state.load_average(model, workdir)
     samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL)
   if jax.process_index() == 0:
     _write(model, workdir, restored.step, prompts, tokens_BxL, free_BxL, samples)
+
+
+def prepare(model: build.Model) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """(prompts, tokens_BxL, free_BxL) of what the config asks to sample; errors as in `sample`."""
+  prompts = _prompts(model)
+  return prompts, *_starts(model, prompts)
 
 
 def parse_prompt(dataset: data.Dataset, prompt: str) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +79,10 @@ def _prompts(model: build.Model) -> list[str]:
     lines = pathlib.Path(sampling.prompts_file).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
       try:
-        prompts.append(json.loads(line)["prompt"])
+        prompt = json.loads(line)["prompt"]
+        if not isinstance(prompt, str):
+          raise TypeError(f"{prompt!r} is no text")
+        prompts.append(prompt)
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
           f"{sampling.prompts_file}, line {number}: expected an object like "
@@ -99,37 +108,33 @@ def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndar
 
 
 def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samples:
-  """Samples in batches of the configured size; the last one is filled up and cut."""
-  size = model.run.batch_size
-  solve = jax.jit(
-    lambda params, batch, key: samplers.sample(
-      key,
-      networks.bind(model.network, params),
-      model.schedule,
-      model.sampling.step,
-      model.sampling.times,
-      tokens_BxL=batch.x_BxL,
-      free_BxL=batch.free_BxL,
+  """Samples in batches of at most the configured size, the last one filled up."""
+  sampling, count = model.sampling, len(tokens_BxL)
+  size = partitioning.round_up(model.mesh, min(model.run.batch_size, count))
+  fill = jax.jit(
+    functools.partial(
+      steps.sample_step,
+      network=model.network,
+      schedule=model.schedule,
+      sampler=sampling.step,
+      times=sampling.times,
       vocab_size=model.dataset.vocab_size,
     )
   )
+  key = rngs.stream(model.seed, 0, "sample")
   done = []
-  for number, start in enumerate(range(0, len(tokens_BxL), size)):
-    rows = np.minimum(start + np.arange(size), len(tokens_BxL) - 1)
+  for start in range(0, count, size):
+    rows = np.minimum(start + np.arange(size), count - 1)
     rows = np.array_split(rows, jax.process_count())[jax.process_index()]
-    batch = partitioning.put_batch(
-      model.mesh,
-      {
-        "x_BxL": tokens_BxL[rows],
-        "given_BxL": ~free_BxL[rows],
-        "weight_B": np.ones(len(rows), np.float32),
-        "index_B": rows.astype(np.int32),
-      },
-    )
-    key = rngs.stream(model.seed, number, "sample")
-    done.append(partitioning.to_host(solve(params, batch, key)))
-  joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(tokens_BxL)], *done)
-  return joined
+    arrays = {
+      "x_BxL": tokens_BxL[rows],
+      "given_BxL": ~free_BxL[rows],
+      "weight_B": np.ones(len(rows), np.float32),
+      "index_B": rows.astype(np.int32),
+    }
+    batch = partitioning.put_batch(model.mesh, arrays)
+    done.append(partitioning.to_host(fill(params, batch, key)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *done)
 
 
 def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None:
@@ -137,7 +142,7 @@ def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None
   folder.mkdir(parents=True, exist_ok=True)
   is_known_BxL = free_BxL | (tokens_BxL != dataset.vocab_size)
   texts = [
-    _decode(dataset, x_L, known_L) for x_L, known_L in zip(samples.x_BxL, is_known_BxL, strict=True)
+    dataset.decode(x_L[known_L]) for x_L, known_L in zip(samples.x_BxL, is_known_BxL, strict=True)
   ]
   shown = "\n\n".join(texts)
   say(f"\nsamples at step {step}, {samples.calls_B.mean():.1f} network calls each\n\n{shown}\n")
@@ -164,7 +169,3 @@ def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None
   )
   picture.save(folder / f"{step}.png")
   say(f"wrote {folder / str(step)}.txt, .npz{', .jsonl' if prompts else ''} and .png")
-
-
-def _decode(dataset: data.Dataset, x_L: np.ndarray, is_known_L: np.ndarray) -> str:
-  return dataset.decode(x_L[is_known_L])

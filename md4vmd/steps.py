@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: pure functions of arrays and built objects."""
+"""One step of training, evaluation and sampling: pure functions of arrays and built objects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from md4vmd import networks, rngs
-from md4vmd.interfaces import Batch, Objective
+from md4vmd import networks, rngs, samplers
+from md4vmd.interfaces import Batch, Objective, SamplerStep, Schedule
 from md4vmd.optim import Optimizer
 
 
@@ -108,9 +108,9 @@ def train_step(
       )
       sums = {"loss_nats": terms.loss}
       if terms.nelbo_B is not None:
-        sums["nelbo_nats"] = jnp.sum(terms.nelbo_B * batch_m.weight_B)
+        sums["nelbo_nats"] = jnp.sum(terms.nelbo_B)
       for name, part_B in terms.parts.items():
-        sums[f"part_{name}_nats"] = jnp.sum(part_B * batch_m.weight_B)
+        sums[f"part_{name}_nats"] = jnp.sum(part_B)
       return terms.loss, sums
 
     grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -155,3 +155,29 @@ def bound_step(
       "evaluate it with an objective that is one"
     )
   return terms.nelbo_B
+
+
+def sample_step(
+  params: Any,
+  batch: Batch,
+  key: jax.Array,
+  *,
+  network: nn.Module,
+  schedule: Schedule,
+  sampler: SamplerStep,
+  times: jax.Array,
+  vocab_size: int,
+) -> samplers.Samples:
+  """Fills the free positions of a batch; draws depend on (key, index of the example) alone."""
+  return samplers.sample(
+    key,
+    networks.bind(network, params),
+    schedule,
+    sampler,
+    times,
+    tokens_BxL=batch.x_BxL,
+    free_BxL=batch.free_BxL,
+    vocab_size=vocab_size,
+    label_B=batch.label_B,
+    index_B=batch.index_B,
+  )

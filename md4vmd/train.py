@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import functools
 import pathlib
 import signal
@@ -13,9 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 import md4vmd
-from md4vmd import build, data, evaluate, metrics, partitioning, steps, train_state
+from md4vmd import (
+  build,
+  data,
+  evaluate,
+  metrics,
+  partitioning,
+  pictures,
+  sample,
+  steps,
+  train_state,
+)
 from md4vmd.checkpoints import Checkpoints
-from md4vmd.writers import Writers, read_config, say
+from md4vmd.writers import Writers, read_config, read_metrics, say
 
 PREEMPTED = 42  # exit status after SIGTERM: the scheduler should start the same command again
 
@@ -40,9 +52,9 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
     ValueError: the workdir holds a run of another config.
   """
   model = build.model(config)
-  recorded = read_config(workdir)
-  if recorded is not None:
-    build.check_same_run(config, recorded)
+  changed = build.changes(config, read_config(workdir) or build.plain(config))
+  if "sample" in model.run.then:
+    sample.prepare(model)  # a bad prompt is reported before hours of training
   with partitioning.use(model.mesh):
     state = train_state.initial(model)
     checkpoints = Checkpoints(
@@ -54,8 +66,8 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
     if restored is not None:
       state, position = restored.state, restored.meta["position"]
       say(f"Continuing from step {restored.step}.")
-      if restored.meta["config_hash"] != model.config_hash:
-        say("The config changed since the checkpoint, in sections that leave the model alone.")
+    for key, (before, now) in changed.items():
+      say(f"Changed since the run began: {key}={now}, it was {before}.")
     writers.truncate_after(int(state.step))
     writers.write_config(build.plain(config))
     say(f"Data: {model.dataset.describe()}.")
@@ -68,6 +80,24 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
     finally:
       checkpoints.close()
       writers.close()
+  if jax.process_index() == 0:
+    _draw_curve(model, workdir)
+
+
+def _draw_curve(model: build.Model, workdir: pathlib.Path) -> None:
+  """curve.png: the bound during training, beside the exact entropy where it is known."""
+  name = "train/nelbo_bits_per_token"
+  lines = [line for line in read_metrics(workdir) if name in line]
+  if not lines:
+    return
+  picture = pictures.curve(
+    {"training batches": ([line["step"] for line in lines], [line[name] for line in lines])},
+    title=f"bound in bits per {model.dataset.unit}",
+    x_label="step",
+    references=model.dataset.references_bits,
+  )
+  picture.save(workdir / "curve.png")
+  say(f"Wrote {workdir / 'curve.png'}.")
 
 
 class _Loop:
@@ -75,23 +105,12 @@ class _Loop:
 
   def __init__(self, model: build.Model, checkpoints: Checkpoints, writers: Writers):
     self.model, self.checkpoints, self.writers = model, checkpoints, writers
-    self.evaluators = evaluate.make_evaluators(model) if model.run.evaluate_every else {}
+    self.evaluators = evaluate.make_evaluators(model)
     self.term_received = False
 
   def run(self, state: steps.TrainState, position: int) -> None:
     run, model = self.model.run, self.model
-    train_step = jax.jit(
-      functools.partial(
-        steps.train_step,
-        network=model.network,
-        objective=model.objective,
-        optimizer=model.optimizer,
-        microbatches=run.microbatches,
-        seed=model.seed,
-      ),
-      donate_argnums=0,
-      out_shardings=(train_state.shardings(model), None),
-    )
+    train_step = self._compiled_step()
     batches = data.train_batches(
       model.dataset,
       batch_size=run.batch_size,
@@ -100,31 +119,40 @@ class _Loop:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    previous = signal.signal(signal.SIGTERM, self._on_term)
     first = int(state.step)
     meter = _Meter(model, self.writers, first + 1)
     progress = tqdm(total=run.steps, initial=first, disable=None, unit="step", dynamic_ncols=True)
-    try:
+    with self._watching_for_term(), contextlib.closing(progress):
       for step in range(first + 1, run.steps + 1):
         batch = partitioning.put_batch(model.mesh, next(batches))
         state, sums = train_step(state, batch)
+        position += run.batch_size
         meter.add(step, sums)
         progress.update()
         stopping = self.term_received or self.checkpoints.reached_preemption(step)
-        if stopping or step == run.steps or step % run.checkpoint_every == 0:
+        evaluating = run.evaluate_every and step % run.evaluate_every == 0
+        if stopping or evaluating or step == run.steps or step % run.checkpoint_every == 0:
           meter.flush()  # raises before a state that is not finite could be saved
-          self._save(step, state, step * run.batch_size)
+          self._save(step, state, position)
         if stopping:
           say(f"Stopping at step {step} on SIGTERM; the state is saved.")
           raise Preempted
-        if run.evaluate_every and step % run.evaluate_every == 0:
-          meter.flush()
-          evaluate.run_all(self.evaluators, model, self.writers, step, state.ema)
+        if evaluating:
+          self._evaluate(step, state.ema)
           meter.restart_clock()
-      meter.flush()
-    finally:
-      progress.close()
-      signal.signal(signal.SIGTERM, previous)
+
+  def _compiled_step(self):
+    model = self.model
+    step = functools.partial(
+      steps.train_step,
+      network=model.network,
+      objective=model.objective,
+      optimizer=model.optimizer,
+      microbatches=model.run.microbatches,
+      seed=model.seed,
+    )
+    shardings = (train_state.shardings(model), None)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
   def _save(self, step, state, position):
     meta = {
@@ -134,6 +162,26 @@ class _Loop:
       "jax": jax.__version__,
     }
     self.checkpoints.save(step, state, meta)
+
+  def _evaluate(self, step, params):
+    model = self.model
+    hash_now = model.config_hash
+    figures = evaluate.run_all(
+      self.evaluators, model, self.writers, step, params, trained_config_hash=hash_now
+    )
+    self.writers.write(step, figures)
+
+  @contextlib.contextmanager
+  def _watching_for_term(self):
+    """Notes SIGTERM. In a pod jax's own service does, so that all processes stop together."""
+    if jax.process_count() > 1:
+      yield
+      return
+    previous = signal.signal(signal.SIGTERM, self._on_term)
+    try:
+      yield
+    finally:
+      signal.signal(signal.SIGTERM, previous)
 
   def _on_term(self, *_):
     self.term_received = True
@@ -192,7 +240,7 @@ class _Meter:
       "train/tokens_per_second": self.clock_tokens / elapsed,
     }
     self.writers.write(step, figures)
-    left = time.strftime("%H:%M:%S", time.gmtime((run.steps - step) / rate))
+    left = datetime.timedelta(seconds=round((run.steps - step) / rate))
     bound = figures.get("train/nelbo_bits_per_token")
     shown = (
       f"bound {bound:.4f} bits/token"

@@ -6,6 +6,8 @@ clues, and "scored" bool [L], False on padding. The mask id is `vocab_size`.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -98,6 +100,20 @@ class Dataset:
     """Exact entropy of an example of the split given its clues, None where it is not known."""
     self.split(split)
     return self._entropies_nats.get(split)
+
+  @functools.cached_property
+  def references_bits(self) -> dict[str, float]:
+    """What to compare a bound in bits per token of the training split with, by name.
+
+    The exact entropy where it is known, else nothing; subclasses add simple models of the data.
+    """
+    nats = self._entropies_nats.get(self.train_split)
+    if nats is None:
+      return {}
+    source = self.split(self.train_split)
+    given = getattr(source, "others", {}).get("given")
+    free = self.length if given is None else self.length - float(given.sum(-1).mean())
+    return {"exact entropy": nats / free / math.log(2)}
 
   def augment(self, item: Item, rng: np.random.Generator) -> Item:
     """A random variant of a training example; the example itself unless a subclass varies it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import zlib
@@ -13,6 +14,7 @@ from md4vmd.data.base import Alphabet, Dataset, Item, Source, require
 
 TEXT8 = " abcdefghijklmnopqrstuvwxyz"
 _TEXT8_CHARACTERS = 100_000_000
+_PAIRS_AT_ONCE = 10_000_000
 _UNSEEN = 255  # stands for a character without a token while a file is being read
 
 
@@ -124,6 +126,14 @@ class Text(Dataset):
     )
     self._alphabet = Alphabet(self.characters, "_" if "_" not in self.characters else "█")
 
+  @functools.cached_property
+  def references_bits(self) -> dict[str, float]:
+    """Entropy of a training character alone, and given the one before it."""
+    return {
+      "unigram entropy": unigram_entropy_bits(self.train_tokens_N, self.vocab_size),
+      "bigram entropy": bigram_entropy_bits(self.train_tokens_N, self.vocab_size),
+    }
+
   def decode(self, x_L: np.ndarray) -> str:
     """The text, with `_` at masks, or a block where `_` is a character of the text."""
     return self._alphabet.decode(x_L)
@@ -185,8 +195,11 @@ def unigram_entropy_bits(tokens_N: np.ndarray, vocab_size: int) -> float:
 
 def bigram_entropy_bits(tokens_N: np.ndarray, vocab_size: int) -> float:
   """Entropy of a token given the one before it, by counts of pairs, in bits."""
-  pairs = tokens_N[:-1].astype(np.int32) * vocab_size + tokens_N[1:]
-  count_VxV = np.bincount(pairs, minlength=vocab_size**2).reshape(vocab_size, vocab_size)
+  count_VxV = np.zeros((vocab_size, vocab_size), np.int64)
+  for start in range(0, len(tokens_N) - 1, _PAIRS_AT_ONCE):
+    first = tokens_N[start : start + _PAIRS_AT_ONCE + 1].astype(np.int32)
+    pairs = first[:-1] * vocab_size + first[1:]
+    count_VxV += np.bincount(pairs, minlength=vocab_size**2).reshape(count_VxV.shape)
   return _entropy_bits(count_VxV.ravel()) - _entropy_bits(count_VxV.sum(1))
 
 

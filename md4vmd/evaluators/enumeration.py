@@ -21,9 +21,9 @@ def exact_log_prob(
 ) -> jax.Array:
   """log p_T(x) in nats of ancestral sampling over the grid `times`, for each row of x.
 
-  Dynamic programming over masked sets S, from all masked: with u = (a_s - a_t) / (1 - a_t),
+  Dynamic programming over masked sets S: with u = (a_s - a_t) / (1 - a_t),
   P(S -> S') = u^|S \\ S'| (1 - u)^|S'| prod_{n in S \\ S'} mu_n(x_n | x outside S, t). Tokens that
-  are masked at t=0 are drawn uniformly; alpha(1) counts as 0.
+  are visible at t=1 or masked at t=0 are drawn uniformly.
 
   Args:
     fns: the network.
@@ -54,8 +54,9 @@ def exact_log_prob(
     logits_RxLxV = fns.denoise(z_RxL, jnp.full((z_RxL.shape[0], 1), t)).logits()
     log_mu_RxLxV = jax.nn.log_softmax(logits_RxLxV)
     log_mu_RxL = jnp.take_along_axis(log_mu_RxLxV, target_RxL[..., None], -1)[..., 0]
-    log_mu_NxSxL = log_mu_RxL.reshape(count, sets, length)
-    alpha_s, alpha_t = schedule.alpha(s), jnp.where(t == 1, 0.0, schedule.alpha(t))
+    # A zero probability stays finite in logs, so that 0 tokens of it cost 0.
+    log_mu_NxSxL = jnp.maximum(log_mu_RxL, -1e30).reshape(count, sets, length)
+    alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
     u = (alpha_s - alpha_t) / (1.0 - alpha_t)
     jump_NxSxS = jnp.einsum("nsl,spl->nsp", log_mu_NxSxL, revealed_SxSxL.astype(log_mu_RxL.dtype))
     # 0 log 0 = 0 where no token stays (u = 1) or none moves (u = 0).
@@ -65,6 +66,9 @@ def exact_log_prob(
     log_step_NxSxS = jnp.where(is_subset_SxS[None], log_step_NxSxS, -jnp.inf)
     return jax.nn.logsumexp(log_f_NxS[:, :, None] + log_step_NxSxS, axis=1), None
 
-  start_NxS = jnp.full((count, sets), -jnp.inf, jnp.result_type(float)).at[:, -1].set(0.0)
+  early = schedule.alpha(times[0])
+  xlogy = jax.scipy.special.xlogy
+  start_S = xlogy(length - left_S, early / vocab_size) + xlogy(left_S, 1.0 - early)
+  start_NxS = jnp.broadcast_to(start_S, (count, sets))
   log_f_NxS, _ = jax.lax.scan(advance, start_NxS, (times[:-1], times[1:]))
   return jax.nn.logsumexp(log_f_NxS - left_S[None, :] * jnp.log(vocab_size), axis=1)

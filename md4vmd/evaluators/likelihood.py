@@ -63,19 +63,11 @@ class Likelihood:
       unit=self.model.dataset.unit,
     )
     entropy_nats = self.model.dataset.entropy_nats(self.split)
-    if entropy_nats is not None and self.limit is None:
-      examples = figures[f"{self.split}/examples"]
-      figures |= metrics.report(
-        self.split, "exact_entropy", entropy_nats * examples, figures[f"{self.split}/tokens"]
-      )
-    return figures | {"convention": self._convention(), "draws": self.draws}
-
-  def _convention(self) -> str:
-    objective = self.model.objective
-    estimator = getattr(objective, "estimator", "")
-    steps = getattr(objective, "steps", None)
-    return (
-      f"{type(objective).__name__} bound, estimator {estimator}"
-      + (f" at T={steps}" if steps else ", continuous time")
-      + ", clues and padding not scored"
-    )
+    if entropy_nats is None:
+      for name, bits in self.model.dataset.references_bits.items():
+        figures[f"train/{name.replace(' ', '_')}_bits_per_token"] = bits
+    elif self.limit is None:
+      examples, tokens = (figures[f"{self.split}/{unit}"] for unit in ("examples", "tokens"))
+      figures |= metrics.report(self.split, "exact_entropy", entropy_nats * examples, tokens)
+    convention = f"{self.model.objective.convention}; clues and padding are not scored"
+    return figures | {"convention": convention, "draws": self.draws}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
-from md4vmd import build, data, networks, partitioning, rngs, samplers
+from md4vmd import build, data, partitioning, rngs, samplers, steps
 from md4vmd.data.sudoku_rules import is_solved
 
 
@@ -18,7 +19,7 @@ class Sudoku:
     model: what the config built; its dataset holds boards.
     splits: splits with clues.
     orders: names of samplers.
-    calls: numbers of network calls (NFE).
+    calls: numbers of network calls (NFE); "ancestral" may need fewer.
     limit: puzzles per split, the first ones; None takes all.
     temperature: of the digits; 0 takes the most probable one.
     grid: grid of times, which decides how many cells each call fills.
@@ -30,7 +31,7 @@ class Sudoku:
     splits: tuple[str, ...] = ("valid",),
     orders: tuple[str, ...] = ("margin", "top_prob"),
     calls: tuple[int, ...] = (1, 2, 5),
-    limit: int | None = 1000,
+    limit: int | None = None,
     temperature: float = 0.0,
     grid: str = "uniform",
   ):
@@ -39,35 +40,28 @@ class Sudoku:
     self.model, self.splits, self.limit = model, splits, limit
     self._solvers = {
       (order, count): jax.jit(
-        self._solver(build.sampler(order, temperature=temperature), samplers.times(grid, count))
+        functools.partial(
+          steps.sample_step,
+          network=model.network,
+          schedule=model.schedule,
+          sampler=build.sampler(order, temperature=temperature),
+          times=samplers.times(grid, count),
+          vocab_size=model.dataset.vocab_size,
+        )
       )
       for order in orders
       for count in calls
     }
 
-  def _solver(self, step, times):
-    def solve(params, batch, key):
-      return samplers.sample(
-        key,
-        networks.bind(self.model.network, params),
-        self.model.schedule,
-        step,
-        times,
-        tokens_BxL=batch.x_BxL,
-        free_BxL=batch.free_BxL,
-        vocab_size=self.model.dataset.vocab_size,
-      ).x_BxL
-
-    return solve
-
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Solved share per split, order and number of calls; mean number of clues; puzzles."""
+    del step
     figures: dict[str, Any] = {}
     for split in self.splits:
-      figures |= self._run_split(split, step, params)
+      figures |= self._run_split(split, params)
     return figures | {"convention": "solved: valid grid that keeps the clues"}
 
-  def _run_split(self, split, step, params):
+  def _run_split(self, split, params):
     solved: dict[tuple[str, int], list[np.ndarray]] = {solver: [] for solver in self._solvers}
     clues, puzzles = 0, 0
     batches = data.evaluation_batches(
@@ -77,7 +71,8 @@ class Sudoku:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    for number, arrays in enumerate(batches):
+    key = rngs.stream(self.model.seed, 0, "sudoku")
+    for arrays in batches:
       if "given_BxL" not in arrays:
         raise ValueError(
           f"evaluators.sudoku: the split '{split}' has no clues; score a split with puzzles"
@@ -87,9 +82,8 @@ class Sudoku:
       is_real_B = host.weight_B > 0
       clues += int(host.given_BxL[is_real_B].sum())
       puzzles += int(is_real_B.sum())
-      key = rngs.stream(self.model.seed, number, "sudoku")
       for solver, solve in self._solvers.items():
-        board_BxL = partitioning.to_host(solve(params, batch, key))
+        board_BxL = partitioning.to_host(solve(params, batch, key).x_BxL)
         solved[solver].append(is_solved(board_BxL, host.x_BxL, host.given_BxL)[is_real_B])
     figures = {
       f"{split}/solved_{order}_nfe{count}": float(np.concatenate(hits).mean())

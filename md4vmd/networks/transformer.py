@@ -74,6 +74,12 @@ class Transformer(nn.Module):
         f"attention '{self.attention}' must be one of {', '.join(layers.IMPLEMENTATIONS)}",
       ),
     ]
+    rules.append(
+      (
+        self.attention != "cudnn" or self.dtype == "bfloat16",
+        f"attention 'cudnn' computes in bfloat16 and dtype is {self.dtype}; set bfloat16",
+      )
+    )
     for holds, message in rules:
       if not holds:
         raise ValueError(f"network {message}")

@@ -57,6 +57,12 @@ class MD4:
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"objective steps is {self.steps}; it must be at least 1")
 
+  @property
+  def convention(self) -> str:
+    """Which bound, of which sampler, by which estimator."""
+    sampler = f"sampler with T={self.steps} steps" if self.steps else "continuous-time sampler"
+    return f"MD4 bound on -log p of the {sampler}, estimator '{self.estimator}'"
+
   def draw(self, noise: Noise, batch: Batch) -> Draws:
     """Times, counts, weights and mask uniforms for the whole batch."""
     u_BxG = noise.grid("time", 1)

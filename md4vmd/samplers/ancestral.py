@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from md4vmd import rngs
 from md4vmd.interfaces import Plan, Prediction, Schedule
 from md4vmd.samplers import tokens
 
@@ -33,9 +34,9 @@ class Ancestral:
   """Each masked token is revealed from t to s with probability (a_s - a_t) / (1 - a_t).
 
   (MD4, arXiv 2406.04329, section 3.) Which step reveals a token does not depend on any
-  prediction: with u ~ U[0, 1) it is the first step with u < alpha(s). Steps that would reveal
-  nothing are left out, sequence by sequence, so the network runs as often as the sequence with
-  the most events needs. The law is that of the plain loop over the grid. alpha(1) counts as 0.
+  prediction: with u ~ U[alpha(1), 1) it is the first step with u < alpha(s). Steps that would
+  reveal nothing are left out, sequence by sequence, so the network runs as often as the sequence
+  with the most events needs. The law is that of the plain loop over the grid.
 
   Attributes:
     temperature: divides the logits; 0 takes the most probable token.
@@ -51,7 +52,7 @@ class Ancestral:
 
   def init(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     times: jax.Array,
@@ -59,7 +60,8 @@ class Ancestral:
   ) -> Reveals:
     """Draws the step of every reveal and numbers the steps in use, per sequence."""
     batch, steps = zt_BxL.shape[0], times.shape[0] - 1
-    u_BxL = jax.random.uniform(key, zt_BxL.shape)
+    first = schedule.alpha(times[0])
+    u_BxL = first + (1.0 - first) * rngs.uniform_each(key_B, zt_BxL.shape[1:])
     step_BxL = jnp.searchsorted(schedule.alpha(times[1:]), u_BxL, side="right")
     step_BxL = jnp.where(is_masked_BxL, step_BxL, steps)  # `steps` stands for never
     is_used_BxK = jnp.zeros((batch, steps + 1), bool)
@@ -77,7 +79,7 @@ class Ancestral:
 
   def fill(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     prediction: Prediction,
@@ -92,6 +94,6 @@ class Ancestral:
       return tokens.draw(logits_KxV, u_K, temperature=self.temperature, top_p=self.top_p)
 
     drawn_BxL = prediction.map_rows(
-      draw, plan.reveal_BxL, jax.random.uniform(key, zt_BxL.shape), rows_at_once=_ROWS_AT_ONCE
+      draw, plan.reveal_BxL, rngs.uniform_each(key_B, zt_BxL.shape[1:]), rows_at_once=_ROWS_AT_ONCE
     )
     return jnp.where(plan.reveal_BxL, drawn_BxL, zt_BxL)

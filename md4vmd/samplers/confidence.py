@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from md4vmd import rngs
 from md4vmd.interfaces import Plan, Prediction, Schedule
 from md4vmd.samplers import tokens
 
@@ -50,14 +51,14 @@ class Confidence:
 
   def init(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     times: jax.Array,
     schedule: Schedule,
   ) -> tuple[jax.Array, int]:
     """The grid and the batch size; nothing can be drawn before a prediction exists."""
-    del key, is_masked_BxL, schedule
+    del key_B, is_masked_BxL, schedule
     return times, zt_BxL.shape[0]
 
   def plan(self, state: tuple[jax.Array, int], i: jax.Array) -> Plan:
@@ -67,7 +68,7 @@ class Confidence:
 
   def fill(
     self,
-    key: jax.Array,
+    key_B: jax.Array,
     zt_BxL: jax.Array,
     is_masked_BxL: jax.Array,
     prediction: Prediction,
@@ -80,7 +81,7 @@ class Confidence:
       token_K = tokens.draw(logits_KxV, u_K, temperature=self.temperature, top_p=self.top_p)
       return SCORES[self.score](logits_KxV), token_K
 
-    uniform_BxL = jax.random.uniform(key, zt_BxL.shape)
+    uniform_BxL = rngs.uniform_each(key_B, zt_BxL.shape[1:])
     score_BxL, token_BxL = prediction.map_rows(look, is_masked_BxL, uniform_BxL)
     alpha_s, alpha_t = schedule.alpha(plan.s_B), schedule.alpha(plan.t_B)
     share_B = jnp.where(plan.s_B == 0, 1.0, (alpha_s - alpha_t) / (1.0 - alpha_t))

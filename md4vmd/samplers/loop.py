@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from md4vmd import rngs
 from md4vmd.interfaces import ModelFns, SamplerStep, Schedule
 
 
@@ -15,7 +16,8 @@ class Samples:
 
   Attributes:
     x_BxL: the sequences; the mask id remains at positions that were not to be filled.
-    call_BxL: number of the network call (NFE, from 0) that filled the position; -1 elsewhere.
+    call_BxL: number of the network call (NFE, from 0) that filled the position; -1 at positions
+      that were not to be filled.
     calls_B: network calls that the sequence needed.
   """
 
@@ -35,11 +37,13 @@ def sample(
   free_BxL: jax.Array,
   vocab_size: int,
   label_B: jax.Array | None = None,
+  index_B: jax.Array | None = None,
 ) -> Samples:
   """Fills the free positions of `tokens_BxL`, given all others, which never change.
 
   Args:
-    key: the only source of randomness.
+    key: with `index_B` the only source of randomness: a sequence's draws depend on nothing else
+      of its batch.
     fns: the network.
     schedule: masking schedule, read at the grid's times.
     step: the rule of unmasking.
@@ -49,12 +53,22 @@ def sample(
     free_BxL: True at the positions to fill.
     vocab_size: V.
     label_B: classes, for class-conditional networks.
+    index_B: number of each sequence; its place in the batch by default.
 
-  A schedule that leaves tokens masked at t=0 has them drawn uniformly, as its bound assumes.
+  A schedule with loose ends pays for them as its bound assumes: tokens that are visible at t=1
+  already, and those still masked at t=0, are drawn uniformly.
   """
-  key_plan, key_steps, key_rest = jax.random.split(key, 3)
+  batch, length = tokens_BxL.shape
+  index_B = jnp.arange(batch) if index_B is None else index_B
+  key_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
+  key_ends_B, key_plan_B, key_steps_B = (rngs.fold_each(key_B, part) for part in range(3))
+
+  early_BxL, token_BxL = jnp.moveaxis(rngs.uniform_each(key_ends_B, (2, length)), 1, 0)
+  token_BxL = jnp.floor(token_BxL * vocab_size).astype(jnp.int32)
+  is_early_BxL = free_BxL & (early_BxL < schedule.alpha(times[0]))
   zt_BxL = jnp.where(free_BxL, vocab_size, tokens_BxL).astype(jnp.int32)
-  state = step.init(key_plan, zt_BxL, free_BxL, times, schedule)
+  zt_BxL = jnp.where(is_early_BxL, token_BxL, zt_BxL)
+  state = step.init(key_plan_B, zt_BxL, free_BxL & ~is_early_BxL, times, schedule)
 
   def is_masked(zt_BxL):
     return free_BxL & (zt_BxL == vocab_size)
@@ -69,9 +83,8 @@ def sample(
 
     def call(zt_BxL):
       prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B)
-      return step.fill(
-        jax.random.fold_in(key_steps, i), zt_BxL, is_masked(zt_BxL), prediction, plan, schedule
-      )
+      key_i_B = rngs.fold_each(key_steps_B, i)
+      return step.fill(key_i_B, zt_BxL, is_masked(zt_BxL), prediction, plan, schedule)
 
     if plan.reveal_BxL is None:
       zs_BxL = call(zt_BxL)
@@ -81,6 +94,8 @@ def sample(
 
   start = (jnp.zeros((), jnp.int32), zt_BxL, jnp.full(zt_BxL.shape, -1, jnp.int32))
   _, x_BxL, call_BxL = jax.lax.while_loop(unfinished, advance, start)
-  uniform_BxL = jax.random.randint(key_rest, x_BxL.shape, 0, vocab_size)
-  x_BxL = jnp.where(is_masked(x_BxL), uniform_BxL, x_BxL)
-  return Samples(x_BxL, call_BxL, call_BxL.max(-1) + 1)
+  calls_B = call_BxL.max(-1) + 1
+  is_late_BxL = is_masked(x_BxL)
+  call_BxL = jnp.where(is_early_BxL, 0, call_BxL)
+  call_BxL = jnp.where(is_late_BxL, calls_B[:, None] - 1, call_BxL)
+  return Samples(jnp.where(is_late_BxL, token_BxL, x_BxL), call_BxL, calls_B)

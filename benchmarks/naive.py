@@ -1,0 +1,105 @@
+"""The plain formulations that the library is measured against.
+
+They share the network, its parameters, the draws and the optimizer with the library, and do the
+rest as the public MD4 implementation does: logits of every row, log-softmax against one-hot
+targets, masks and weights applied afterwards, gradients by `jax.grad` of the whole, no donation;
+and in sampling a categorical draw over the vocabulary and the mask at every position of every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from md4vmd import forward, rngs
+from md4vmd.interfaces import Batch, Draws, Schedule
+from md4vmd.objectives.md4 import MD4
+from md4vmd.optim import Optimizer
+from md4vmd.steps import TrainState
+
+
+def logits(network: nn.Module, params: Any, zt_BxL: jax.Array, t_BxG: jax.Array) -> jax.Array:
+  """logits_BxLxV of every position."""
+  prediction: Any = network.apply({"params": params}, zt_BxL, t_BxG)
+  return prediction.hidden_BxLxD @ prediction.kernel_DxP[:, : prediction.vocab_size]
+
+
+def loss(
+  params: Any, batch: Batch, draws: Draws, *, network: nn.Module, objective: MD4, public: bool
+) -> jax.Array:
+  """Sum over the batch of the weighted cross-entropies of masked tokens, in nats.
+
+  `public` also selects by the one-hot targets, as the public implementation does to be safe from
+  0 * inf; it is one more pass over [B, L, V] forward and backward.
+  """
+  is_masked_BxL = objective.is_masked(batch, draws)
+  zt_BxL = forward.mask_tokens(batch, is_masked_BxL, objective.vocab_size)
+  logits_BxLxV = logits(network, params, zt_BxL, draws.t_BxG)
+  one_hot_BxLxV = jax.nn.one_hot(batch.x_BxL, objective.vocab_size)
+  # The sign stays outside: a negated one-hot array costs XLA one more [B, L, V] temporary.
+  product_BxLxV = one_hot_BxLxV * jax.nn.log_softmax(logits_BxLxV)
+  if public:
+    product_BxLxV = jnp.where(one_hot_BxLxV, product_BxLxV, 0.0)
+  nats_BxL = -jnp.sum(product_BxLxV, axis=-1)
+  weight_BxL = forward.group_to_token(draws.weight_BxG, batch.x_BxL.shape[1])
+  return jnp.sum(batch.weight_B[:, None] * weight_BxL * is_masked_BxL * nats_BxL)
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  network: nn.Module,
+  objective: MD4,
+  optimizer: Optimizer,
+  seed: int,
+  public: bool = False,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """What `md4vmd.steps.train_step` computes for MD4."""
+  noise = rngs.batch_noise(rngs.stream(seed, state.step, "draws"), batch.x_BxL.shape[0])
+  draws = objective.draw(noise, batch)
+  tokens = batch.tokens_B.sum()
+
+  def mean_loss(params):
+    return loss(params, batch, draws, network=network, objective=objective, public=public) / tokens
+
+  value, grads = jax.value_and_grad(mean_loss)(state.params)
+  metrics = {"loss_nats": value * tokens, "gradient_norm": optax.global_norm(grads)}
+  updates, optimizer_state = optimizer.transform().update(
+    grads, state.optimizer_state, state.params
+  )
+  params = optax.apply_updates(state.params, updates)
+  ema = optimizer.average(state.ema, params, state.step)
+  return TrainState(state.step + 1, params, ema, optimizer_state), metrics
+
+
+def ancestral(
+  key: jax.Array,
+  params: Any,
+  times: jax.Array,
+  *,
+  network: nn.Module,
+  schedule: Schedule,
+  vocab_size: int,
+  batch: int,
+  length: int,
+  steps: int | None = None,
+) -> jax.Array:
+  """x_BxL by ancestral sampling from all masks; `steps` cuts the loop short, for timing alone."""
+  alphas = schedule.alpha(times).at[0].set(0.0)
+
+  def body(i, zt_BxL):
+    logits_BxLxV = logits(network, params, zt_BxL, jnp.full((batch, 1), times[i]))
+    reveal = (alphas[i + 1] - alphas[i]) / (1.0 - alphas[i])
+    mu_BxLxV = jax.nn.softmax(logits_BxLxV)
+    stay_BxLx1 = jnp.full((batch, length, 1), 1.0 - reveal)
+    probabilities = jnp.concatenate([reveal * mu_BxLxV, stay_BxLx1], axis=-1)
+    zs_BxL = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(probabilities))
+    return jnp.where(zt_BxL == vocab_size, zs_BxL, zt_BxL)
+
+  z1_BxL = jnp.full((batch, length), vocab_size, jnp.int32)
+  return jax.lax.fori_loop(0, times.shape[0] - 1 if steps is None else steps, body, z1_BxL)

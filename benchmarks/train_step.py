@@ -1,0 +1,260 @@
+"""Training step: md4vmd against the plain formulation, speed and temporary memory.
+
+Before anything is timed, loss and gradients of both are compared on the benchmark's own batch.
+Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory;
+v27 at least the same speed in at most half of it.
+
+--public adds the naive step with one more pass over the logits, which the public MD4
+implementation makes; figures ending in `_public` are against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import naive, timing
+from md4vmd import partitioning, schedules, steps
+from md4vmd.interfaces import Batch
+from md4vmd.networks import Transformer
+from md4vmd.objectives.md4 import MD4
+from md4vmd.optim import Optimizer
+
+_SEED = 0
+_LARGEST_LOSS_ERROR = 1e-6  # relative
+_LARGEST_GRADIENT_ERROR = 1e-5  # of the largest entry of each leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A network, a batch and how the library is to run it.
+
+  Attributes:
+    name: stands before the slash of the figures' names.
+    vocab_size: V.
+    length: tokens of a sequence.
+    depth: blocks.
+    width: features; heads have 64 where the width allows it.
+    batch: sequences.
+    microbatches: of the library's step.
+    remat: of the library's network.
+  """
+
+  name: str
+  vocab_size: int
+  length: int
+  depth: int
+  width: int
+  batch: int
+  microbatches: int = 1
+  remat: str = "none"
+
+  @property
+  def network(self) -> Transformer:
+    """The network, as the library runs it."""
+    return Transformer(
+      self.vocab_size,
+      width=self.width,
+      depth=self.depth,
+      heads=max(1, self.width // 64),
+      time_conditioning=False,
+      remat=self.remat,
+    )
+
+  @property
+  def objective(self) -> MD4:
+    """MD4 with the estimator that is the library's default."""
+    return MD4(schedules.Linear(), self.vocab_size)
+
+
+CASES = (
+  Case("v50257", 50257, 256, 4, 256, 8, remat="dots"),
+  Case("v27", 27, 256, 6, 384, 16, microbatches=4, remat="dots"),
+)
+
+
+class Compiled(NamedTuple):
+  """A compiled training step and the bytes of its temporaries."""
+
+  step: Callable[..., Any]
+  temp_bytes: int
+
+
+def make_batch(case: Case) -> Batch:
+  """Random tokens; their values do not change the work."""
+  x_BxL = np.random.default_rng(_SEED).integers(0, case.vocab_size, (case.batch, case.length))
+  return Batch(
+    *jax.device_put(
+      (x_BxL.astype(np.int32), np.ones(case.batch, np.float32), np.arange(case.batch))
+    )
+  )
+
+
+def make_state(case: Case, optimizer: Any) -> steps.TrainState:
+  """The state at step 0."""
+  init = lambda: nn.unbox(steps.init_state(case.network, optimizer, _SEED, case.length))
+  return jax.jit(init)()
+
+
+def compile_ours(case: Case, optimizer: Any, state: Any, batch: Batch) -> Compiled:
+  """`steps.train_step` as the trainer runs it: jitted, with the state donated."""
+  step = functools.partial(
+    steps.train_step,
+    network=case.network,
+    objective=case.objective,
+    optimizer=optimizer,
+    microbatches=case.microbatches,
+    seed=_SEED,
+  )
+  return _compiled(jax.jit(step, donate_argnums=0), state, batch)
+
+
+def compile_naive(
+  case: Case, optimizer: Any, state: Any, batch: Batch, *, public: bool = False
+) -> Compiled:
+  """`naive.train_step`, jitted; `public` as in `naive.loss`."""
+  network = dataclasses.replace(case, remat="none").network
+  step = functools.partial(
+    naive.train_step,
+    network=network,
+    objective=case.objective,
+    optimizer=optimizer,
+    seed=_SEED,
+    public=public,
+  )
+  return _compiled(jax.jit(step), state, batch)
+
+
+def _compiled(step, state, batch):
+  compiled = step.lower(state, batch).compile()
+  return Compiled(compiled, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def compare(name: str, ours: tuple[float, Any], plain: tuple[float, Any]) -> tuple[float, float]:
+  """Compares two pairs of (loss, gradients).
+
+  Returns:
+    (relative error of the loss, largest error of a gradient leaf over its largest entry).
+
+  Raises:
+    ArithmeticError: the two do not agree.
+  """
+  loss_error = abs(ours[0] / plain[0] - 1)
+  gradient_error, worst = 0.0, ""
+  leaves = jax.tree_util.tree_leaves_with_path(plain[1])
+  for leaf, (path, right) in zip(jax.tree.leaves(ours[1]), leaves, strict=True):
+    error = float(np.abs(leaf - right).max() / np.abs(right).max())
+    if not error <= gradient_error:  # NaN counts as larger
+      gradient_error, worst = error, jax.tree_util.keystr(path)
+  if not loss_error <= _LARGEST_LOSS_ERROR:
+    raise ArithmeticError(f"{name}: losses differ by {loss_error:.1e}")
+  if not gradient_error <= _LARGEST_GRADIENT_ERROR:
+    raise ArithmeticError(f"{name}: gradients differ by {gradient_error:.1e} at {worst}")
+  return loss_error, gradient_error
+
+
+def measure(
+  cases: dict[str, Case], *, rounds: int, public: bool
+) -> tuple[list[list[Any]], dict[str, float]]:
+  """Compares the variants of one case with the naive step, then times all against each other.
+
+  Returns:
+    (rows of the table, figures of the first variant).
+  """
+  ours, first = next(iter(cases.items()))
+  optimizer, batch = Optimizer(steps=1000), make_batch(first)
+  state = make_state(first, optimizer)
+  compiled = {"naive": compile_naive(first, optimizer, state, batch)}
+  if public:
+    compiled["public"] = compile_naive(first, optimizer, state, batch, public=True)
+  compiled |= {name: compile_ours(case, optimizer, state, batch) for name, case in cases.items()}
+
+  runners, plain = {}, None
+  for name, variant in compiled.items():
+    after, sums = variant.step(jax.tree.map(jnp.copy, state), batch)
+    moment = optax.tree_utils.tree_get(
+      after.optimizer_state, "mu"
+    )  # the gradient, but for a factor
+    found = jax.device_get((sums["loss_nats"], moment))
+    plain = plain or found
+    errors = compare(f"{first.name} {name}", found, plain)
+    timing.say(
+      "{} {}: loss agrees to {:.0e}, gradients to {:.0e}".format(first.name, name, *errors)
+    )
+    runners[name] = _runner(variant, after, batch)
+  seconds = timing.interleave(runners, rounds=rounds)
+
+  tokens, naive_bytes = first.batch * first.length, compiled["naive"].temp_bytes
+  rows: list[list[Any]] = []
+  for name, (_, temp_bytes) in compiled.items():
+    median = float(np.median(seconds[name]))
+    speed = timing.ratio(seconds["naive"], seconds[name])
+    columns = (1e3 * median, tokens / median, speed, temp_bytes / 1e6, temp_bytes / naive_bytes)
+    rows.append([f"{first.name} {name}", *columns])
+  figures: dict[str, float] = {}
+  for form, ending in (("naive", ""), ("public", "_public")):
+    if form in compiled:
+      figures |= {
+        f"tokens_per_second_ratio{ending}": timing.ratio(seconds[form], seconds[ours]),
+        f"temp_bytes_ratio{ending}": compiled[ours].temp_bytes / compiled[form].temp_bytes,
+      }
+  for label, name in (("naive", "naive"), ("ours", ours)):
+    figures[f"{label}_ms"] = 1e3 * float(np.median(seconds[name]))
+    figures[f"{label}_temp_bytes"] = compiled[name].temp_bytes
+  return rows, {f"{first.name}/{name}": value for name, value in figures.items()}
+
+
+def _runner(variant: Compiled, state: steps.TrainState, batch: Batch) -> Callable[[], Any]:
+  def run():
+    nonlocal state
+    state, sums = variant.step(state, batch)
+    return state, sums
+
+  return run
+
+
+def variants(case: Case, *, all_variants: bool) -> dict[str, Case]:
+  """The case as configured, and with `all_variants` every other way to run it."""
+  grid = [
+    dataclasses.replace(case, microbatches=m, remat=remat)
+    for m in (1, 2, 4, 8)
+    for remat in ("none", "dots")
+  ]
+  chosen = [case, *(other for other in grid if all_variants and other != case)]
+  return {f"microbatches={c.microbatches} remat={c.remat}": c for c in chosen}
+
+
+HEADER = ("step", "ms", "tokens/s", "speed ratio", "temp MB", "memory ratio")
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = timing.parser(__doc__)
+  parser.add_argument("--all", action="store_true", help="microbatches 1-8, with and without remat")
+  parser.add_argument("--public", action="store_true", help="also time the row `public`")
+  parser.add_argument("--case", choices=[case.name for case in CASES], help="only this one")
+  parser.add_argument("--rounds", type=int, default=9)
+  options = parser.parse_args(arguments)
+  timing.say(timing.machine())
+  figures: dict[str, float] = {"cores": timing.cores()}
+  with partitioning.use(partitioning.make_mesh()):
+    for case in CASES:
+      if options.case in (None, case.name):
+        timing.say("")
+        rows, new = measure(
+          variants(case, all_variants=options.all), rounds=options.rounds, public=options.public
+        )
+        timing.say(timing.table(HEADER, rows))
+        figures |= new
+  timing.finish(figures, options.json)
+
+
+if __name__ == "__main__":
+  main()

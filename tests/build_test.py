@@ -1,0 +1,201 @@
+import hashlib
+import re
+
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from md4vmd import build, evaluators
+from tests import shrunken
+
+
+@pytest.fixture
+def config():
+  return shrunken.config("synthetic", "pairs")
+
+
+def set_in(config, key, value):
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+
+
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("network.widht", 8, ["network 'transformer'", "'widht'", "did you mean 'width'"]),
+    ("run.log_evrey", 8, ["run takes no 'log_evrey'", "did you mean 'log_every'"]),
+    ("optimizer.learnig_rate", 1.0, ["optimizer", "did you mean 'learning_rate'"]),
+    ("mesh.fsdq", 1, ["mesh takes no 'fsdq'", "did you mean 'fsdp'"]),
+    ("sampler.temprature", 1.0, ["sampler 'ancestral'", "did you mean 'temperature'"]),
+    ("objective.estimater", "time", ["objective 'md4'", "did you mean 'estimator'"]),
+    ("data.distributoin", "d1", ["data 'synthetic'", "did you mean 'distribution'"]),
+    ("schedule.power", 2.0, ["schedule 'linear' takes no 'power'", "it has no settings"]),
+    ("optimiser", {"ema": 0.5}, ["no section 'optimiser'", "did you mean 'optimizer'"]),
+  ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(config, key, value, words):
+  set_in(config, key, value)
+  with pytest.raises(ValueError) as caught:
+    build.model(config)
+  for word in words:
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "section, name, close",
+  [
+    ("data", "syntetic", "synthetic"),
+    ("schedule", "cosin", "cosine"),
+    ("network", "transfomer", "transformer"),
+    ("objective", "md5", "md4"),
+    ("sampler", "margins", "margin"),
+  ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_entry_of_the_table(
+  config, section, name, close
+):
+  set_in(config, f"{section}.name", name)
+  with pytest.raises(ValueError, match=f"{section}: there is no '{name}'; did you mean '{close}'"):
+    build.model(config)
+
+
+def test_an_unknown_evaluator_and_an_unknown_setting_of_one_are_errors(config):
+  set_in(config, "evaluators.exakt", {"steps": (1,)})
+  with pytest.raises(ValueError, match="evaluators: there is no 'exakt'; did you mean 'exact'"):
+    build.evaluators(build.model(config), evaluators.TABLE)
+  with config.unlocked():
+    del config.evaluators.exakt
+  set_in(config, "evaluators.likelihood.drawz", 4)
+  with pytest.raises(ValueError, match=r"evaluators\.likelihood takes no 'drawz'.*'draws'"):
+    build.evaluators(build.model(config), evaluators.TABLE)
+
+
+def test_a_missing_value_is_asked_for_by_name(config):
+  set_in(config, "data.distribution", None)
+  with pytest.raises(ValueError, match="data 'synthetic' needs a value for 'distribution'"):
+    build.model(config)
+
+
+def test_a_setting_of_none_leaves_the_default_of_the_constructor(config):
+  config.network.condition_width = None
+  config.sampler.temperature = None
+  built = build.model(config)
+  assert built.network.condition_width == type(built.network).condition_width
+  assert built.sampling.step.temperature == type(built.sampling.step)().temperature
+  config.network.condition_width = 12
+  config.sampler.temperature = 0.25
+  built = build.model(config)
+  assert built.network.condition_width == 12
+  assert built.sampling.step.temperature == 0.25
+
+
+def test_every_section_reaches_the_object_that_it_names(config):
+  config.seed = 7
+  config.schedule.update({"name": "poly", "power": 3.0})
+  config.objective.update({"estimator": "steps", "steps": 5})
+  config.sampler.update({"name": "margin", "steps": 4, "count": 3})
+  built = build.model(config)
+  assert built.seed == 7
+  assert built.schedule.power == 3.0
+  assert built.objective.schedule == built.schedule
+  assert (built.objective.steps, built.objective.vocab_size) == (5, 10)
+  assert (built.network.width, built.network.vocab_size) == (16, 10)
+  assert (built.sampling.step.score, built.sampling.count) == ("margin", 3)
+  assert built.sampling.times.shape == (5,)
+  assert built.optimizer.steps == built.run.steps == shrunken.STEPS
+  assert set(build.evaluators(built, evaluators.TABLE)) == {"likelihood", "exact"}
+
+
+@pytest.mark.parametrize(
+  "change, rule",
+  [
+    ({"run.steps": 0}, "run.steps is 0; it must be at least 1"),
+    ({"run.batch_size": -2}, "run.batch_size is -2; it must be at least 1"),
+    ({"run.microbatches": 3}, "run.batch_size 8 is not a multiple of run.microbatches 3"),
+    ({"run.then": ("evalute",)}, "run.then names 'evalute'"),
+    ({"sampler.count": 0}, "sampler.count is 0; it must be at least 1"),
+    ({"sampler.steps": 0}, "sampler steps is 0; it must be at least 1"),
+    ({"sampler.grid": "log"}, "sampler grid is 'log'; it must be one of uniform, cosine"),
+    ({"sampler.top_p": 1.5}, "sampler top_p is 1.5"),
+    ({"optimizer.warmup_steps": 6}, "warmup_steps 6 must be below run.steps 6"),
+    ({"optimizer.shape": "linear"}, "shape 'linear' must be one of constant, cosine"),
+    ({"network.heads": 3}, "network width 16 must be a multiple of twice the heads (3)"),
+    ({"objective.estimator": "steps"}, "needs a number of steps"),
+    ({"data.distribution": "d3"}, "distribution='d3' does not exist"),
+  ],
+)
+def test_a_value_against_the_rules_is_refused_with_the_rule(config, change, rule):
+  for key, value in change.items():
+    set_in(config, key, value)
+  with pytest.raises(ValueError, match=re.escape(rule)):
+    build.model(config)
+
+
+def test_the_hash_of_a_config_is_that_of_its_settings_in_alphabetical_order():
+  config = ConfigDict({"b": {"y": (1, 2), "x": "z"}, "a": placeholder(int)})
+  text = b'{"a": null, "b": {"x": "z", "y": [1, 2]}}'
+  assert build.config_hash(config) == hashlib.sha256(text).hexdigest()[:12]
+
+
+def test_the_hash_of_a_config_changes_with_every_setting(config):
+  hashes = {build.config_hash(config)}
+  flat = traverse_util.flatten_dict(build.plain(config), sep=".")
+  for count, (key, value) in enumerate(flat.items(), 2):
+    changed = shrunken.config("synthetic", "pairs").unlock()
+    section, _, leaf = key.rpartition(".")
+    target = changed
+    for part in section.split(".") if section else []:
+      target = target[part]
+    with target.ignore_type():
+      target[leaf] = "something else" if value != "something else" else 0
+    hashes.add(build.config_hash(changed))
+    assert len(hashes) == count, key
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("seed", 1),
+    ("data.distribution", "d1"),
+    ("schedule.name", "cosine"),
+    ("network.width", 32),
+    ("objective.estimator", "time"),
+  ],
+)
+def test_another_model_or_data_is_another_run(config, key, value):
+  recorded = build.plain(config)
+  section, _, leaf = key.rpartition(".")
+  before = recorded[section][leaf] if section else recorded[leaf]
+  set_in(config, key, value)
+  with pytest.raises(ValueError) as caught:
+    build.changes(config, recorded)
+  message = str(caught.value)
+  assert f"config.{key}={before} and this one has {value}" in message
+  assert "--workdir" in message
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("run.log_every", 1),
+    ("run.steps", 1000),
+    ("sampler.name", "margin"),
+    ("evaluators.likelihood.draws", 3),
+    ("mesh.fsdp", -1),
+    ("optimizer.learning_rate", 1.0),
+  ],
+)
+def test_the_settings_around_a_model_may_change_and_are_told(config, key, value):
+  recorded = build.plain(config)
+  assert build.changes(config, recorded) == {}
+  before = traverse_util.flatten_dict(recorded, sep=".")[key]
+  set_in(config, key, value)
+  assert build.changes(config, recorded) == {f"config.{key}": (before, value)}
+
+
+def test_a_key_that_the_recorded_run_lacks_makes_another_run(config):
+  recorded = build.plain(config)
+  del recorded["network"]["mlp"]
+  with pytest.raises(ValueError, match=r"config\.network\.mlp=None and this one has swiglu"):
+    build.changes(config, recorded)

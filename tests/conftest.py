@@ -1,0 +1,68 @@
+"""What all tests share: no rank promotion, float64 on request, small random networks."""
+
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from md4vmd import networks
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_RUN = """
+import runpy, jax
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+runpy.run_path({path!r}, run_name="on_eight_devices")[{name!r}]()
+"""
+
+
+@pytest.fixture
+def x64():
+  """Arrays made in the test are float64; the flag is back at its old value afterwards."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(scope="session")
+def make_network():
+  """A function (name, length, **settings) -> (network, params), a tiny network of TABLE.
+
+  Every parameter is moved off its initial value, so that adaLN is open and the output depends on
+  the tokens, on their positions and, where the network is conditioned on it, on the time.
+  """
+
+  def make(name="transformer", *, length, seed=0, **settings):
+    small = {"vocab_size": 3, "width": 16, "depth": 1, "heads": 2, "condition_width": 8}
+    network = networks.TABLE[name](**(small | settings))
+    rng = np.random.default_rng(seed)
+    zt_BxL, t_BxG = jnp.zeros((1, length), jnp.int32), jnp.ones((1, 1))
+    shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), zt_BxL, t_BxG))["params"]
+    scale = lambda leaf: 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.3
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale(leaf), leaf.dtype)
+    return network, jax.tree.map(draw, shapes)
+
+  return make
+
+
+@pytest.fixture
+def on_eight_devices():
+  """A function that runs a function of a test file in a process with eight CPU devices."""
+
+  def run(function):
+    code = _RUN.format(path=inspect.getfile(function), name=function.__name__)
+    environment = os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+      [sys.executable, "-c", code], env=environment, cwd=_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+  return run

@@ -1,0 +1,180 @@
+"""Values of the public MD4 implementation; `golden/README.md` says how they were made."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from md4vmd import networks
+from md4vmd.interfaces import ModelFns
+from md4vmd.objectives import MD4
+from md4vmd.schedules import TABLE
+from tests import toys
+
+_FOLDER = pathlib.Path(__file__).parent / "golden"
+SCHEDULES = {"linear": TABLE["linear"](), "cosine": TABLE["cosine"](), "poly2": TABLE["poly"](2.0)}
+LOSSES = [np.load(_FOLDER / f"md4_losses_{i}.npz") for i in (0, 1)]
+TRANSFORMERS = [
+  (np.load(_FOLDER / f"md4_transformer_{i}.npz"), settings)
+  for i, settings in enumerate(
+    [
+      {"mlp": "glu", "embedding_width": None},
+      {"mlp": "swiglu", "embedding_width": 8},
+    ]
+  )
+]
+SHAPE = {"vocab_size": 11, "width": 32, "depth": 2, "heads": 4, "condition_width": 8}
+MASK, EPS = 27, 1e-4
+both_losses = pytest.mark.parametrize("golden", LOSSES, ids=["0", "1"])
+both_transformers = pytest.mark.parametrize(("golden", "settings"), TRANSFORMERS, ids=["0", "1"])
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+class ReferenceCosine(TABLE["cosine"]):
+  """Our cosine in the reference's arithmetic, which loses other digits of float32 than ours."""
+
+  def alpha(self, t):
+    return 1.0 - jnp.cos(jnp.pi / 2 * (1.0 - t))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescaled:
+  """The reference's alpha, which stays eps away from 1 and 0."""
+
+  exact: Any
+
+  def alpha(self, t):
+    return (1 - 2 * EPS) * self.exact.alpha(t) + EPS
+
+  def dalpha(self, t):
+    return (1 - 2 * EPS) * self.exact.dalpha(t)
+
+  def weight(self, t):
+    return -self.dalpha(t) / (1 - self.alpha(t))
+
+
+def _terms(golden, name, u_B, **settings):
+  """LossTerms of our objective at the golden masks, logits and places u of the time grid.
+
+  In float32 like the reference, whose alpha has lost digits near t=0 that float64 would keep.
+  """
+  schedule = SCHEDULES[name]
+  if settings.get("steps") == 1000 and name == "cosine":
+    schedule = ReferenceCosine()
+  objective = MD4(Rescaled(schedule), MASK, **settings)
+  batch = toys.make_batch(golden["x"])
+  uniform_BxL = jnp.where(golden["zt"] == MASK, 0.0, 1.0)  # masked at every rate and at none
+  draws = objective.draw(toys.Script(u_B[:, None], uniform_BxL), batch)
+  if objective.estimator == "time":
+    t_BxG = jnp.asarray(golden["t"])[:, None]
+    np.testing.assert_allclose(draws.t_BxG, t_BxG, atol=2.0**-24)  # 1 - (1 - t) rounds t
+    draws = dataclasses.replace(draws, t_BxG=t_BxG, weight_BxG=objective.schedule.weight(t_BxG))
+  np.testing.assert_array_equal(objective.is_masked(batch, draws), golden["zt"] == MASK)
+  fns = ModelFns(lambda zt_BxL, t_BxG, **_: toys.Logits(jnp.asarray(golden["logits"])))
+  return jax.jit(functools.partial(objective.loss, fns, step=0))(batch, draws)
+
+
+@both_losses
+@every_schedule
+def test_continuous_time_losses_are_the_reference(golden, name):
+  terms = _terms(golden, name, 1.0 - jnp.asarray(golden["t"]), estimator="time")
+  np.testing.assert_allclose(terms.parts["diffusion"], golden[f"{name}/continuous_nats"], rtol=1e-5)
+
+
+@both_losses
+@every_schedule
+@pytest.mark.parametrize(("steps", "rtol"), [(4, 1e-5), (32, 1e-5), (1000, 2e-4)])
+def test_discrete_time_losses_are_the_reference(golden, name, steps, rtol):
+  terms = _terms(golden, name, jnp.asarray(golden["t"]), estimator="steps", steps=steps)
+  np.testing.assert_allclose(
+    terms.parts["diffusion"], golden[f"{name}/discrete_T{steps}_nats"], rtol=rtol
+  )
+
+
+@both_losses
+@every_schedule
+def test_the_reconstruction_term_is_the_reference(golden, name, x64):
+  terms = _terms(golden, name, 1.0 - jnp.asarray(golden["t"], float), estimator="time")
+  length = golden["x"].shape[1]
+  rtol = {"cosine": 5e-4}.get(name, 1e-5)  # the reference's float32 cosine
+  reconstruction_B = np.full(len(golden["x"]), golden[f"{name}/recon_nats"])
+  np.testing.assert_allclose(terms.parts["reconstruction"], reconstruction_B, rtol=rtol)
+  prior_B = np.full(len(golden["x"]), length * EPS * np.log(MASK))  # the reference drops it
+  np.testing.assert_allclose(terms.parts["prior"], prior_B, rtol=1e-9)
+
+
+@both_transformers
+def test_an_imported_transformer_computes_the_reference_logits(golden, settings):
+  network = networks.Transformer(**SHAPE, **settings)
+  params = networks.import_md4(golden_params(golden), SHAPE | settings)
+  fns = networks.bind(network, params)
+  logits = jax.jit(lambda z_BxL, t_BxG: fns.denoise(z_BxL, t_BxG).logits())(
+    golden["z"], golden["t"][:, None]
+  )
+  np.testing.assert_allclose(logits, golden["logits"], rtol=1e-5, atol=1e-5)
+
+
+def golden_params(golden):
+  return {key: golden[key] for key in golden.files if key.startswith("params/")}
+
+
+@both_transformers
+def test_a_nested_tree_without_params_is_read_like_a_flat_one(golden, settings):
+  nested = {}
+  for key, leaf in golden_params(golden).items():
+    *path, last = key.removeprefix("params/").split("/")
+    node = nested
+    for part in path:
+      node = node.setdefault(part, {})
+    node[last] = leaf
+  first = networks.import_md4(nested, {"network": SHAPE | settings})
+  second = networks.import_md4(golden_params(golden), SHAPE | settings)
+  assert first.keys() == second.keys()
+  np.testing.assert_array_equal(
+    first["blocks"]["mlp"]["up"]["kernel"], second["blocks"]["mlp"]["up"]["kernel"]
+  )
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "found"),
+  [
+    ("depth", 3, 2),
+    ("width", 64, 32),
+    ("condition_width", 16, 8),
+    ("vocab_size", 12, 11),
+    ("embedding_width", 8, None),
+  ],
+)
+def test_an_import_that_contradicts_the_config_names_the_key_and_both_values(key, value, found):
+  golden, settings = TRANSFORMERS[0]
+  message = f"network.{key} is {value} in the config and {found} in the MD4 parameters"
+  with pytest.raises(ValueError, match=message):
+    networks.import_md4(golden_params(golden), SHAPE | settings | {key: value})
+
+
+def test_an_import_refuses_a_leaf_that_it_has_no_place_for():
+  golden, settings = TRANSFORMERS[0]
+  tree = golden_params(golden) | {"params/Transformer_0/Dense_1/bias": np.zeros(11)}
+  with pytest.raises(ValueError, match="no place for: Transformer_0/Dense_1/bias"):
+    networks.import_md4(tree, SHAPE | settings)
+
+
+@pytest.mark.parametrize(
+  "missing",
+  [
+    "Transformer_0/Embed_0/embedding",
+    "CondEmbedding_0/dense0/bias",
+    "Transformer_0/TransformerBlock_1/feed_forward/w3/kernel",
+  ],
+)
+def test_an_import_refuses_a_tree_that_lacks_a_leaf(missing):
+  golden, settings = TRANSFORMERS[0]
+  tree = golden_params(golden)
+  del tree[f"params/{missing}"]
+  with pytest.raises(ValueError, match=f"no MD4 text denoiser: '{missing}' is missing"):
+    networks.import_md4(tree, SHAPE | settings)

@@ -1,0 +1,280 @@
+"""A run that was killed, stopped or continued is, bit for bit, the run that was not."""
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from md4vmd import build, partitioning, train, train_state, writers
+from md4vmd.checkpoints import Checkpoints
+from tests import shrunken
+
+STEPS, EVERY = 60, 6
+# Randomness of every kind: augmentation, draws, dropout, microbatches; and the optimizer's state.
+SETTINGS = [
+  "--config.data.symmetries=True",
+  "--config.network.width=16",
+  "--config.network.depth=1",
+  "--config.network.heads=2",
+  "--config.network.dropout=0.1",
+  "--config.optimizer.warmup_steps=5",
+  "--config.run.batch_size=8",
+  "--config.run.microbatches=2",
+  "--config.run.log_every=1",
+  "--config.run.keep=3",
+  "--config.run.then=()",
+]
+
+
+class Command:
+  """A training command in a process of its own."""
+
+  def __init__(self, workdir, cache, steps=STEPS, every=EVERY, settings=()):
+    self.workdir = workdir
+    environment = os.environ | {
+      "PYTHONPATH": str(shrunken.ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    arguments = [
+      "--config=configs/sudoku.py:4x4",
+      f"--workdir={workdir}",
+      f"--config.run.steps={steps}",
+      f"--config.run.checkpoint_every={every}",
+      *SETTINGS,
+      *settings,
+    ]
+    self.process = subprocess.Popen(
+      [sys.executable, "-m", "md4vmd.main", *arguments],
+      cwd=shrunken.ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def finish(self):
+    """(status, stdout, stderr) at its end."""
+    out, err = self.process.communicate(timeout=300)
+    return self.process.returncode, out, err
+
+  def stop_when(self, condition):
+    """Halts the process at a moment at which the condition holds; it can still be continued."""
+    while self.process.poll() is None:
+      if condition(self.workdir):
+        self.process.send_signal(signal.SIGSTOP)
+        if condition(self.workdir):
+          return
+        self.process.send_signal(signal.SIGCONT)
+      time.sleep(0.0003)
+    pytest.fail(f"the run ended before it could be stopped: {self.finish()}")
+
+
+def succeed(command):
+  status, out, err = command.finish()
+  assert status == 0, err
+  return out
+
+
+def steps_saved(workdir):
+  folder = workdir / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def is_saving_a_later_step(workdir):
+  """A checkpoint is being written, and there are earlier ones to go back to."""
+  folder = workdir / "checkpoints"
+  unfinished = list(folder.glob("*tmp*")) if folder.exists() else []
+  return bool(unfinished) and len(steps_saved(workdir)) >= 2
+
+
+def has_gone_on_from_a_save(workdir):
+  """Metrics of steps that no checkpoint has."""
+  path, saved = workdir / "metrics.jsonl", steps_saved(workdir)
+  if not path.exists() or not saved or is_saving_a_later_step(workdir):
+    return False
+  return path.read_text().count('"step"') > saved[-1]
+
+
+def has_written_metrics(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.exists() and path.stat().st_size > 0
+
+
+MOMENTS = [is_saving_a_later_step, has_gone_on_from_a_save]
+
+
+def saved_bits(workdir, step):
+  """Every array of the saved state, as bytes by name, and the position of the data."""
+  command = json.loads((workdir / "config.json").read_text())
+  assert command["network"]["width"] == 16
+  record = json.loads((workdir / f"checkpoints/{step}/meta/metadata").read_text())
+  checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+  model = build.model(shrunken_config())
+  with partitioning.use(model.mesh):
+    template = train_state.abstract(model)
+    names = ("step", "params", "ema", "optimizer_state")
+    restored = checkpoints.restore_part({name: getattr(template, name) for name in names}, step)
+  checkpoints.close()
+  leaves = jax.tree_util.tree_leaves_with_path(restored.state)
+  bits = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+  assert len(bits) > 40
+  return bits | {"position": record["meta"]["position"]}
+
+
+def shrunken_config():
+  config = shrunken.config("sudoku", "4x4")
+  config.data.symmetries = True
+  config.network.dropout = 0.1
+  return config
+
+
+def steps_written(workdir):
+  return [line["step"] for line in writers.read_metrics(workdir)]
+
+
+def check_same_end(workdir, straight):
+  bits, expected = saved_bits(workdir, STEPS), saved_bits(straight, STEPS)
+  assert bits.keys() == expected.keys()
+  different = [name for name in expected if bits[name] != expected[name]]
+  assert not different
+  assert steps_written(workdir) == list(range(1, STEPS + 1))
+  for ours, theirs in zip(*map(writers.read_metrics, (workdir, straight)), strict=True):
+    for name in ("train/loss_nats_per_token", "train/gradient_norm", "train/learning_rate"):
+      assert ours[name] == theirs[name], (ours["step"], name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache):
+  """The workdir of a run without interruption."""
+  workdir = tmp_path_factory.mktemp("straight") / "run"
+  succeed(Command(workdir, cache))
+  assert steps_written(workdir) == list(range(1, STEPS + 1))
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(straight, tmp_path_factory, cache):
+  """moment -> (workdir, steps saved and metrics written at the kill, stdout of the second run)."""
+
+  def kill_and_continue(moment):
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    command = Command(workdir, cache)
+    command.stop_when(moment)
+    command.process.kill()
+    status, _, _ = command.finish()
+    assert status == -signal.SIGKILL
+    left = steps_saved(workdir), steps_written(workdir)
+    return workdir, left, succeed(Command(workdir, cache))
+
+  with concurrent.futures.ThreadPoolExecutor(len(MOMENTS)) as pool:
+    return dict(zip(MOMENTS, pool.map(kill_and_continue, MOMENTS), strict=True))
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+def test_a_run_killed_at_any_moment_ends_as_the_straight_run(killed, straight, moment):
+  workdir, (saved, written), said = killed[moment]
+  assert saved[-1] < STEPS
+  assert f"Continuing from step {saved[-1]}." in said
+  if moment is has_gone_on_from_a_save:
+    assert written[-1] > saved[-1]
+  check_same_end(workdir, straight)
+
+
+def test_a_run_stopped_by_sigterm_saves_its_step_and_ends_as_the_straight_run(
+  straight, tmp_path, cache
+):
+  command = Command(tmp_path, cache, every=1000)
+  command.stop_when(has_written_metrics)
+  command.process.send_signal(signal.SIGTERM)
+  command.process.send_signal(signal.SIGCONT)
+  status, out, _ = command.finish()
+  assert status == train.PREEMPTED == 42
+  stopped = int(re.search(r"Stopping at step (\d+) on SIGTERM", out)[1])
+  assert stopped < STEPS
+  assert steps_saved(tmp_path) == [stopped]
+  assert steps_written(tmp_path) == list(range(1, stopped + 1))
+  assert f"Continuing from step {stopped}." in succeed(Command(tmp_path, cache, every=1000))
+  check_same_end(tmp_path, straight)
+
+
+def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, tmp_path, cache):
+  before, written = saved_bits(straight, STEPS), steps_written(straight)
+  assert f"Continuing from step {STEPS}." in succeed(Command(straight, cache))
+  assert saved_bits(straight, STEPS) == before
+  assert steps_written(straight) == written
+
+
+def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path, cache):
+  settings = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
+  status, _, err = Command(tmp_path, cache, every=1, settings=settings).finish()
+  assert status == 1
+  lines = [line for line in err.splitlines() if "step/s" not in line and line]
+  assert len(lines) == 1, err
+  assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
+  saved = steps_saved(tmp_path)
+  for step in saved:
+    for name, array in saved_bits(tmp_path, step).items():
+      if name != "position" and "step" not in name and "count" not in name:
+        assert np.isfinite(np.frombuffer(array, np.float32)).all(), (step, name)
+
+
+@pytest.fixture
+def trained(tmp_path):
+  config = shrunken.config("synthetic", "pairs")
+  config.run.update({"steps": 4, "checkpoint_every": 4})
+  train.train(config, tmp_path)
+  return config, tmp_path
+
+
+def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):
+  config, workdir = trained
+  before = (workdir / "metrics.jsonl").read_bytes(), (workdir / "config.json").read_bytes()
+  config.network.width = 32
+  with pytest.raises(ValueError, match=r"config.network.width=16 and this one has 32"):
+    train.train(config, workdir)
+  assert before == (
+    (workdir / "metrics.jsonl").read_bytes(),
+    (workdir / "config.json").read_bytes(),
+  )
+
+
+def test_other_times_of_logging_and_saving_are_accepted_and_recorded(trained):
+  config, workdir = trained
+  config.run.update({"steps": 7, "log_every": 1, "checkpoint_every": 5})
+  train.train(config, workdir)
+  assert steps_written(workdir) == [2, 4, 5, 6, 7]
+  assert steps_saved(workdir) == [4, 5, 7]
+  assert writers.read_config(workdir)["run"]["log_every"] == 1
+
+
+def test_another_batch_size_goes_on_from_where_the_data_was(trained):
+  config, workdir = trained
+  position = lambda step: json.loads((workdir / f"checkpoints/{step}/meta/metadata").read_text())[
+    "meta"
+  ]["position"]
+  assert position(4) == 4 * 8
+  config.run.update({"steps": 6, "batch_size": 16})
+  train.train(config, workdir)
+  assert position(6) == 4 * 8 + 2 * 16

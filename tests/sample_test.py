@@ -1,0 +1,205 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from md4vmd import build, networks, sample, samplers, train_state
+from md4vmd.checkpoints import Restored
+from tests import shrunken
+
+MASK = 27  # of text8's characters
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  return shrunken.config("text8", "small", folder=tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+  return build.model(config).dataset
+
+
+@pytest.fixture(scope="module")
+def boards():
+  return build.model(shrunken.config("sudoku", "4x4")).dataset
+
+
+@pytest.fixture(scope="module")
+def weights(config):
+  return train_state.initial(build.model(config)).ema
+
+
+@pytest.fixture
+def sample_untrained(weights, monkeypatch, tmp_path):
+  """A function (config, settings of the sampler) -> the workdir with samples at initial weights."""
+
+  def load(model, workdir):
+    return Restored(0, {"ema": weights}, {})
+
+  monkeypatch.setattr(sample.train_state, "load_average", load)
+
+  def run(config, **settings):
+    config = config.copy_and_resolve_references()
+    config.sampler.update(settings)
+    sample.sample(config, tmp_path)
+    return tmp_path
+
+  return run
+
+
+def tokens(text):
+  return [" abcdefghijklmnopqrstuvwxyz_".index(character) for character in text]
+
+
+@pytest.mark.parametrize(
+  "prompt, expected",
+  [
+    ("to be [MASK:3] not", "to be ___ not"),
+    ("[MASK]b", "_b"),
+    ("a[MASK]", "a_"),
+    ("[MASK:2][MASK]x[MASK:1]", "___x_"),
+    ("a_b__", "a_b__"),
+    ("[MASK:16]", "_" * 16),
+    ("a[MASK:0]b_", "ab_"),
+  ],
+)
+def test_a_prompt_is_its_text_with_masks_where_it_is_to_be_filled(dataset, prompt, expected):
+  tokens_L, free_L = sample.parse_prompt(dataset, prompt)
+  count = len(expected)
+  assert tokens_L[:count].tolist() == tokens(expected)
+  assert free_L[:count].tolist() == [character == "_" for character in expected]
+
+
+def test_positions_behind_the_prompt_are_unknown_and_not_to_be_filled(dataset):
+  tokens_L, free_L = sample.parse_prompt(dataset, "ab[MASK:2]")
+  assert tokens_L.shape == free_L.shape == (16,)
+  assert (tokens_L[4:] == MASK).all()
+  assert not free_L[4:].any()
+
+
+def test_a_board_is_a_prompt_of_its_blanks(boards):
+  tokens_L, free_L = sample.parse_prompt(boards, "1234 34.. 2... 432.")
+  assert tokens_L.tolist() == [0, 1, 2, 3, 2, 3, 4, 4, 1, 4, 4, 4, 3, 2, 1, 4]
+  assert free_L.tolist() == [token == 4 for token in tokens_L]
+
+
+@pytest.mark.parametrize(
+  "prompt, words",
+  [
+    ("abc[MASK:14]", ["17 tokens", "sequences 16", "shorten"]),
+    ("to be or not", ["'to be or not'", "nothing to fill", "[MASK:n]"]),
+    ("", ["nothing to fill"]),
+    ("To be [MASK:3]", ["'T' is not a token"]),
+    ("to be [MASK:x]", ["is not a token"]),
+  ],
+)
+def test_a_prompt_that_cannot_be_filled_is_refused_with_the_reason(dataset, prompt, words):
+  with pytest.raises(ValueError) as caught:
+    sample.parse_prompt(dataset, prompt)
+  for word in words:
+    assert word in str(caught.value)
+
+
+def test_a_board_of_another_size_is_refused(boards):
+  with pytest.raises(ValueError, match="a 4x4 board has 16 cells, this one 5"):
+    sample.parse_prompt(boards, "1234.")
+
+
+@pytest.mark.parametrize("line", ["to be [MASK]", '{"text": "a[MASK]"}', '["a"]', '{"prompt": 3}'])
+def test_a_bad_line_of_a_file_of_prompts_is_named(config, sample_untrained, tmp_path, line):
+  file = tmp_path / "prompts.jsonl"
+  file.write_text('{"prompt": "a[MASK]"}\n' + line + "\n")
+  with pytest.raises(ValueError) as caught:
+    sample_untrained(config, prompts_file=str(file))
+  assert f"{file}, line 2: " in str(caught.value)
+  assert '{"prompt": ' in str(caught.value)
+
+
+def test_a_missing_file_of_prompts_is_named(config, sample_untrained, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no_prompts\.jsonl"):
+    sample_untrained(config, prompts_file=str(tmp_path / "no_prompts.jsonl"))
+
+
+def test_a_split_that_does_not_exist_is_named(config, sample_untrained):
+  with pytest.raises(ValueError, match="split 'vaild' does not exist: use one of train, valid"):
+    sample_untrained(config, split="vaild")
+
+
+def test_prompts_are_infilled_and_written_line_by_line(config, sample_untrained, tmp_path):
+  prompts = ["to be [MASK:3] not", "[MASK:5] question"]
+  file = tmp_path / "prompts.jsonl"
+  file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+  workdir = sample_untrained(config, prompts_file=str(file), count=5, steps=4)
+  lines = [json.loads(line) for line in (workdir / "samples/0.jsonl").read_text().splitlines()]
+  assert [line["prompt"] for line in lines] == [prompt for prompt in prompts for _ in range(5)]
+  for line in lines:
+    start, end = ("to be ", " not") if line["prompt"] == prompts[0] else ("", " question")
+    filled = line["text"].removeprefix(start).removesuffix(end)
+    assert line["text"] == start + filled + end
+    assert len(filled) == (3 if start else 5)
+    assert "_" not in filled
+    assert 1 <= line["calls"] <= 4
+  assert len({line["text"] for line in lines}) > 5  # the samples of a prompt are not all the same
+  arrays = np.load(workdir / "samples/0.npz")
+  assert arrays["x_BxL"].shape == (10, 16)  # more than one batch of 8
+  assert (arrays["x_BxL"][:5, 13:] == MASK).all()
+  assert (arrays["call_BxL"][arrays["free_BxL"]] >= 0).all()
+  assert (arrays["call_BxL"][~arrays["free_BxL"]] == -1).all()
+  assert (workdir / "samples/0.txt").read_text() == "\n\n".join(x["text"] for x in lines) + "\n"
+
+
+def test_no_jsonl_is_written_without_prompts(config, sample_untrained):
+  workdir = sample_untrained(config)
+  assert {path.name for path in (workdir / "samples").iterdir()} == {"0.txt", "0.npz", "0.png"}
+
+
+@pytest.mark.parametrize("name", sorted(samplers.TABLE))
+def test_no_sampler_changes_given_tokens_or_fills_what_is_not_free(
+  make_network, config, dataset, name
+):
+  network, params = make_network(length=16, vocab_size=27)
+  model = build.model(config)
+  starts = [
+    sample.parse_prompt(dataset, prompt)
+    for prompt in ("to be [MASK:4] be", "[MASK:16]", "a[MASK]b[MASK]c[MASK]", "x[MASK:9]")
+  ]
+  tokens_BxL, free_BxL = map(np.stack, zip(*starts, strict=True))
+  step = build.sampler(name, temperature=1.0)
+  times = samplers.times("cosine", 3)
+  done = jax.jit(
+    lambda key: samplers.sample(
+      key,
+      networks.bind(network, params),
+      model.schedule,
+      step,
+      times,
+      tokens_BxL=tokens_BxL,
+      free_BxL=free_BxL,
+      vocab_size=27,
+    )
+  )(jax.random.key(0))
+  x_BxL = np.asarray(done.x_BxL)
+  np.testing.assert_array_equal(x_BxL[~free_BxL], tokens_BxL[~free_BxL])
+  assert (x_BxL[free_BxL] < MASK).all() and (x_BxL[free_BxL] >= 0).all()
+  assert (np.asarray(done.calls_B) <= 3).all()
+
+
+def test_samples_are_the_same_for_the_same_seed_and_others_for_another(config, sample_untrained):
+  texts = []
+  for seed in (0, 0, 1):
+    changed = config.copy_and_resolve_references()
+    changed.seed = seed
+    texts.append((sample_untrained(changed) / "samples/0.txt").read_text())
+  assert texts[0] == texts[1] != texts[2]
+
+
+def test_samples_need_a_checkpoint(config, tmp_path):
+  with pytest.raises(FileNotFoundError, match="train first"):
+    sample.sample(config, tmp_path)

@@ -1,0 +1,106 @@
+"""The shipped configs, cut down to networks and runs of a second, on data made here."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from md4vmd.data import sudoku_rules
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS, BATCH = 6, 8
+QUICK = {
+  "jax_disable_most_optimizations": True,
+  "jax_persistent_cache_min_compile_time_secs": 0.0,
+  "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+def shipped() -> list[tuple[str, str]]:
+  """(config, variant) of all that configs/ offers; the variant of a plain config is ""."""
+  names = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+  modules = {name: importlib.import_module(f"configs.{name}") for name in names}
+  return [
+    (name, variant)
+    for name, module in modules.items()
+    if hasattr(module, "get_config")
+    for variant in getattr(module, "VARIANTS", [""])
+  ]
+
+
+def config(name: str, variant: str = "", folder: pathlib.Path | None = None, path: str = ""):
+  """A shrunken copy of a shipped config.
+
+  Args:
+    name: the config.
+    variant: its variant; "" for the default one.
+    folder: where data files are made, for configs that read one.
+    path: a file to read instead.
+  """
+  module = importlib.import_module(f"configs.{name}")
+  full = module.get_config(variant) if variant else module.get_config()
+  full.network.update({"width": 16, "depth": 1, "heads": 2})
+  if full.network.condition_width is not None:
+    full.network.condition_width = 8
+  # A constant rate, so that the same program serves runs of any number of steps.
+  full.optimizer.update({"warmup_steps": 2, "shape": "constant"})
+  full.run.update(
+    {"steps": STEPS, "batch_size": BATCH, "log_every": 2, "checkpoint_every": 3, "keep": 3}
+  )
+  full.run.update({"evaluate_every": 0, "then": ()})
+  full.sampler.update({"steps": 3, "count": 2})
+  full.evaluators.likelihood.update({"draws": 1, "limit": 20})
+  if "sudoku" in full.evaluators:
+    full.evaluators.sudoku.update({"calls": (2,), "limit": 10})
+  if full.data.name == "sudoku":
+    full.data.update({"valid_puzzles": 30, "clues_max": full.data.clues_min})
+  elif full.data.name == "sudoku_csv":
+    full.data.update({"path": path or str(write_puzzles(folder)), "valid_fraction": 0.25})
+  elif full.data.name == "text":
+    full.data.update({"path": path or str(write_text(folder)), "length": 16})
+  return full
+
+
+def write_puzzles(folder: pathlib.Path, count: int = 40) -> pathlib.Path:
+  """A csv of 9x9 puzzles with 60 clues."""
+  rng = np.random.default_rng(0)
+  rows = ["puzzle,solution"]
+  for _ in range(count):
+    x_L = sudoku_rules.random_grid(9, rng)
+    given_L = sudoku_rules.remove_clues(x_L, 60, rng, unique=False)
+    digits = lambda board_L: "".join(map(str, board_L))
+    rows.append(f"{digits(np.where(given_L, x_L + 1, 0))},{digits(x_L + 1)}")
+  path = folder / "puzzles.csv"
+  path.write_text("\n".join(rows) + "\n")
+  return path
+
+
+def write_text(folder: pathlib.Path, count: int = 2950) -> pathlib.Path:
+  """A file of words over the characters of text8; its last chunk of 16 is not full."""
+  rng = np.random.default_rng(0)
+  words = ["to", "be", "or", "not", "that", "is", "the", "question"]
+  text = " ".join(rng.choice(words, count))[:count]
+  path = folder / "words.txt"
+  path.write_text(text)
+  return path
+
+
+def quick_compilation(folder: pathlib.Path) -> Iterator[None]:
+  """While it is suspended: little optimization, and each program is compiled once for all runs.
+
+  The body of a fixture; the trainer, evaluators and sampler compile anew at every call.
+  """
+  settings = QUICK | {"jax_compilation_cache_dir": str(folder)}
+  old = {name: jax.config.values[name] for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in old.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()

@@ -1,0 +1,137 @@
+"""Denoisers, noise and spaces small enough to enumerate; float64 under the fixture `x64`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from md4vmd.evaluators.enumeration import subsets
+from md4vmd.interfaces import Batch, ModelFns
+
+_ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+  """An `interfaces.Prediction` that holds its logits, in the plainest arithmetic."""
+
+  logits_BxLxV: Any
+
+  @property
+  def vocab_size(self):
+    return self.logits_BxLxV.shape[-1]
+
+  def weighted_nll(self, x_BxL, weight_BxL):
+    log_mu_BxLxV = jax.nn.log_softmax(self.logits_BxLxV)
+    nll_BxL = -jnp.take_along_axis(log_mu_BxLxV, x_BxL[:, :, None], axis=-1)[:, :, 0]
+    nats_BxL = jnp.where(weight_BxL != 0, nll_BxL, 0.0)
+    return jnp.sum(weight_BxL * nats_BxL), jax.lax.stop_gradient(nats_BxL)
+
+  def map_rows(self, function, where_BxL, *arguments_BxL, rows_at_once=64):
+    del rows_at_once
+    rows = lambda array: array.reshape(-1, *array.shape[2:])
+    out = function(rows(self.logits_BxLxV), *map(rows, arguments_BxL))
+    place = lambda leaf_N: jnp.where(where_BxL, leaf_N.reshape(where_BxL.shape), 0)
+    return jax.tree.map(place, out)
+
+  def logits(self):
+    return self.logits_BxLxV
+
+
+def constant(logits_LxV):
+  """The denoiser that predicts the same at every input."""
+
+  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
+    del t_BxG, label_B, dropout_key
+    return Logits(jnp.broadcast_to(jnp.asarray(logits_LxV), (len(zt_BxL), *logits_LxV.shape)))
+
+  return ModelFns(denoise)
+
+
+def random(length, vocab_size, *, sees_time, seed=0, width=6):
+  """A one-layer network in which every prediction depends on every token and, if asked, on t."""
+  rng = np.random.default_rng(seed)
+  inward_LxVxD = rng.normal(size=(length, vocab_size + 1, width))
+  outward_DxLxV = rng.normal(size=(width, length, vocab_size))
+  clock_D = 2.0 * rng.normal(size=width)
+
+  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
+    del label_B, dropout_key
+    is_token_BxLxV = jax.nn.one_hot(zt_BxL, vocab_size + 1)
+    hidden_BxD = jnp.einsum("blv,lvd->bd", is_token_BxLxV, jnp.asarray(inward_LxVxD))
+    if sees_time:
+      hidden_BxD += jnp.einsum("bg,d->bd", t_BxG, jnp.asarray(clock_D))
+    return Logits(jnp.einsum("bd,dlv->blv", jnp.tanh(hidden_BxD), jnp.asarray(outward_DxLxV)))
+
+  return ModelFns(denoise)
+
+
+def posterior(support_MxL, probabilities_M, vocab_size):
+  """The true denoiser of a distribution: p(x_n | visible tokens), uniform where nothing fits."""
+  is_token_MxLxV = np.eye(vocab_size)[support_MxL]
+
+  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
+    del t_BxG, label_B, dropout_key
+    fits_BxMxL = zt_BxL[:, None, :] == jnp.asarray(support_MxL)[None]
+    fits_BxM = (fits_BxMxL | (zt_BxL == vocab_size)[:, None, :]).all(-1)
+    mass_BxM = jnp.asarray(probabilities_M)[None] * fits_BxM
+    mass_BxLxV = jnp.einsum("bm,mlv->blv", mass_BxM, jnp.asarray(is_token_MxLxV))
+    return Logits(jnp.log(jnp.maximum(mass_BxLxV, 1e-300)))
+
+  return ModelFns(denoise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+  """An `rngs.Noise` whose draws the test writes down."""
+
+  u_BxG: Any
+  uniform_BxL: Any
+  rate_BxG: Any = None
+
+  def grid(self, name, groups):
+    assert name == "time" and groups == self.u_BxG.shape[1]
+    return self.u_BxG
+
+  def uniform(self, name, shape):
+    assert name == "mask" and shape == self.uniform_BxL.shape[1:]
+    return self.uniform_BxL
+
+  def beta(self, name, a_BxG, b_BxG):
+    assert name == "rate" and a_BxG.shape == b_BxG.shape == self.rate_BxG.shape
+    return self.rate_BxG
+
+
+def make_batch(x_BxL, **fields):
+  """A batch in which every example counts, unless the fields say otherwise."""
+  x_BxL = jnp.asarray(x_BxL)
+  batch = Batch(x_BxL, jnp.ones(len(x_BxL)), jnp.arange(len(x_BxL)))
+  return dataclasses.replace(batch, **{name: jnp.asarray(value) for name, value in fields.items()})
+
+
+def sequences(length, vocab_size):
+  """Every sequence, [V^L, L]."""
+  return np.array(list(itertools.product(range(vocab_size), repeat=length)))
+
+
+def masked_nll(fns, x_L, t_J, vocab_size):
+  """nll_JxSxL: -log mu(x_n) at every time and masked set, 0 at visible positions."""
+  is_masked_SxL = subsets(len(x_L))
+  zt_RxL = np.tile(np.where(is_masked_SxL, vocab_size, x_L), (len(t_J), 1))
+  t_Rx1 = np.repeat(np.asarray(t_J), len(is_masked_SxL))[:, None]
+  logits_RxLxV = np.concatenate(
+    [
+      fns.denoise(jnp.asarray(zt_RxL[rows]), jnp.asarray(t_Rx1[rows])).logits()[: len(zt_RxL) - i]
+      for i in range(0, len(zt_RxL), _ROWS)
+      for rows in [np.arange(i, i + _ROWS) % len(zt_RxL)]  # one shape, one compilation
+    ]
+  )
+  log_mu_RxLxV = scipy.special.log_softmax(logits_RxLxV, axis=-1)
+  nll_JxSxL = -log_mu_RxLxV[:, np.arange(len(x_L)), x_L].reshape(len(t_J), *is_masked_SxL.shape)
+  return np.where(is_masked_SxL, nll_JxSxL, 0.0)
