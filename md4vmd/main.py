@@ -77,7 +77,7 @@ def _find_config(name: str) -> None:
 
 def _fail(error: BaseException) -> NoReturn:
   """Prints one line for the user and leaves with status 1."""
-  if "--traceback" in sys.argv:
+  if any(re.fullmatch(r"--traceback(=true|=1)?", argument) for argument in sys.argv):
     raise error
   while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps its errors
     error = error.args[0]

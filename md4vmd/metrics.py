@@ -30,10 +30,13 @@ def train_report(sums: Mapping[str, float], tokens: float, steps: int) -> dict[s
   figures = {
     "train/loss_nats_per_token": sums["loss_nats"] / tokens,
     "train/gradient_norm": sums["gradient_norm"] / steps,
+    "train/parameter_norm": sums["parameter_norm"] / steps,
   }
   for name, nats in sums.items():
-    if name.startswith("nelbo"):
-      figures |= report("train", name.removesuffix("_nats"), nats, tokens)
+    if name == "nelbo_nats":
+      figures |= report("train", "nelbo", nats, tokens)
+    elif name.startswith("part_"):
+      figures[f"train/{name.removeprefix('part_')}_per_token"] = nats / tokens
   return figures
 
 

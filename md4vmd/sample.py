@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -51,22 +52,20 @@ def parse_prompt(dataset: data.Dataset, prompt: str) -> tuple[np.ndarray, np.nda
     ValueError: the prompt is longer than the model's sequences or leaves nothing to fill.
   """
   pieces = _MASK.split(prompt)  # text, count, text, count, ..., text
-  tokens: list[np.ndarray] = []
-  for i, piece in enumerate(pieces):
-    if i % 2:
-      tokens.append(np.full(int(piece or 1), dataset.vocab_size, np.int32))
-    elif piece:
-      tokens.append(dataset.encode(piece))
-  tokens_N = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
-  if len(tokens_N) > dataset.length:
+  texts = [dataset.encode(piece) for piece in pieces[::2]]
+  counts = [int(count or 1) for count in pieces[1::2]]
+  total = sum(map(len, texts)) + sum(counts)
+  if total > dataset.length:
     raise ValueError(
-      f"the prompt has {len(tokens_N)} tokens and the model's sequences "
-      f"{dataset.length}; shorten the prompt"
+      f"the prompt {prompt[:40]!r} has {total} tokens and the model's sequences "
+      f"{dataset.length}; shorten it"
     )
+  masks = [np.full(count, dataset.vocab_size, np.int32) for count in counts]
+  tokens_N = np.concatenate([texts[0], *itertools.chain(*zip(masks, texts[1:], strict=True))])
   tokens_L = np.full(dataset.length, dataset.vocab_size, np.int32)
-  tokens_L[: len(tokens_N)] = tokens_N
+  tokens_L[:total] = tokens_N
   free_L = np.zeros(dataset.length, bool)
-  free_L[: len(tokens_N)] = tokens_N == dataset.vocab_size
+  free_L[:total] = tokens_N == dataset.vocab_size
   if not free_L.any():
     raise ValueError(f"the prompt {prompt!r} leaves nothing to fill; mark the place with [MASK:n]")
   return tokens_L, free_L
@@ -88,6 +87,8 @@ def _prompts(model: build.Model) -> list[str]:
           f"{sampling.prompts_file}, line {number}: expected an object like "
           '{"prompt": "to be [MASK:20]"}'
         ) from error
+    if not lines:
+      raise ValueError(f"{sampling.prompts_file} holds no prompts")
   return [prompt for prompt in prompts for _ in range(sampling.count)]
 
 

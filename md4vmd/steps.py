@@ -89,7 +89,8 @@ def train_step(
   the estimate. Gradients are sums, divided once by the scored tokens of the global batch.
 
   Returns:
-    (next state, metrics as sums: loss and bound in nats, tokens, norm of the mean gradient).
+    (next state, metrics as sums: loss and bound in nats, tokens, norms of the mean gradient and of
+    the new parameters).
   """
   noise = rngs.batch_noise(rngs.stream(seed, state.step, "draws"), batch.x_BxL.shape[0])
   draws = objective.draw(noise, batch)
@@ -124,6 +125,7 @@ def train_step(
     grads, state.optimizer_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
+  metrics["parameter_norm"] = optax.global_norm(params)  # what is saved, so it is watched too
   ema = optimizer.average(state.ema, params, state.step)
   return TrainState(state.step + 1, params, ema, optimizer_state), metrics
 

@@ -225,10 +225,10 @@ class _Meter:
     self.steps += 1
     self.clock_steps += 1
     self.clock_tokens += values["tokens"]
-    if step == self.first_step:
-      self.restart_clock()  # the first step includes compilation
     if step % self.model.run.log_every == 0 or step == self.model.run.steps:
       self._write(step)
+    elif step == self.first_step:
+      self.restart_clock()  # the first step includes compilation
 
   def _write(self, step):
     run = self.model.run

@@ -234,6 +234,7 @@ def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path
   assert len(lines) == 1, err
   assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
   saved = steps_saved(tmp_path)
+  assert saved
   for step in saved:
     for name, array in saved_bits(tmp_path, step).items():
       if name != "position" and "step" not in name and "count" not in name:

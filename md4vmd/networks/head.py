@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from md4vmd import numerics
 
-_MOST_LOGITS = 2**23  # elements of the float32 logits of one chunk: 32 MiB
+_MOST_LOGITS = 11 * 2**20  # elements of the float32 logits of one chunk: 44 MiB
 _MOST_ROWS = 1024
 _LARGEST_VOCABULARY_AT_ONCE = 1024
 
