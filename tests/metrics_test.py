@@ -94,10 +94,13 @@ def test_a_hopeless_bound_has_a_finite_perplexity():
 
 def test_a_span_of_training_is_averaged_over_its_tokens_and_steps():
   sums = {"loss_nats": 60.0, "nelbo_nats": 40.0, "gradient_norm": 6.0, "tokens": 20.0}
+  sums |= {"parameter_norm": 9.0, "part_diffusion_nats": 30.0}
   figures = metrics.train_report(sums, tokens=20.0, steps=3)
   assert figures == {
     "train/loss_nats_per_token": 3.0,
     "train/gradient_norm": 2.0,
+    "train/parameter_norm": 3.0,
+    "train/diffusion_nats_per_token": 1.5,
     "train/nelbo_nats_per_token": 2.0,
     "train/nelbo_bits_per_token": pytest.approx(2.0 / math.log(2)),
   }

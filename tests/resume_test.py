@@ -227,6 +227,7 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, tmp_path,
 
 
 def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path, cache):
+  assert Command(tmp_path, cache, steps=6, every=1).finish()[0] == 0
   settings = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
   status, _, err = Command(tmp_path, cache, every=1, settings=settings).finish()
   assert status == 1
@@ -234,7 +235,7 @@ def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path
   assert len(lines) == 1, err
   assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
   saved = steps_saved(tmp_path)
-  assert saved
+  assert saved == [4, 5, 6]
   for step in saved:
     for name, array in saved_bits(tmp_path, step).items():
       if name != "position" and "step" not in name and "count" not in name:

@@ -12,7 +12,7 @@ from md4vmd import rngs
 from md4vmd.interfaces import Plan, Prediction, Schedule
 from md4vmd.samplers import tokens
 
-_ROWS_AT_ONCE = 16  # few tokens change in one step, and only they need logits
+_ROWS_AT_ONCE = 8  # few tokens change in one step, and only they need logits
 
 
 class Reveals(NamedTuple):
