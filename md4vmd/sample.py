@@ -100,10 +100,14 @@ def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndar
     return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
   source = dataset.split(model.sampling.split)
   if "given" in source[0]:
-    items = [source[i] for i in range(min(count, len(source)))]
-    free_BxL = ~np.stack([item["given"] for item in items])
-    x_BxL = np.stack([item["x"] for item in items])
-    return np.where(free_BxL, dataset.vocab_size, x_BxL), free_BxL
+    puzzles = {}  # a puzzle with several solutions stands in a split more than once
+    for item in (source[i] for i in range(len(source))):
+      tokens_L = np.where(item["given"], item["x"], dataset.vocab_size)
+      puzzles[tokens_L.tobytes()] = tokens_L, ~item["given"]
+      if len(puzzles) == count:
+        break
+    tokens, free = zip(*puzzles.values(), strict=True)
+    return np.stack(tokens), np.stack(free)
   shape = (count, dataset.length)
   return np.full(shape, dataset.vocab_size, np.int32), np.ones(shape, bool)
 
