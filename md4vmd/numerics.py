@@ -88,11 +88,9 @@ def _weighted_nll_forward(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chu
     dh_KxD = scale_Kx1 * jnp.matmul(
       residual_KxP, kernel_DxP.T.astype(h_KxD.dtype), preferred_element_type=sum_K.dtype
     )
-    dkernel_DxP += jnp.matmul(
-      (scale_Kx1 * h_KxD).astype(h_KxD.dtype).T,
-      residual_KxP,
-      preferred_element_type=dkernel_DxP.dtype,
-    )
+    # Laid out before the product: as a transpose folded into it, it takes half as long again.
+    h_DxK = jax.lax.optimization_barrier((scale_Kx1 * h_KxD).astype(h_KxD.dtype).T)
+    dkernel_DxP += jnp.matmul(h_DxK, residual_KxP, preferred_element_type=dkernel_DxP.dtype)
     return (
       nats_N.at[rows_K].set(nll_K, mode="drop"),
       dhidden_NxD.at[rows_K].set(dh_KxD.astype(dhidden_NxD.dtype), mode="drop"),

@@ -119,7 +119,7 @@ def train_step(
 
   grads, metrics = accumulate(gradient, state.params, (batch, draws), microbatches)
   tokens = batch.tokens_B.sum()
-  grads = jax.tree.map(lambda g: g / jnp.maximum(tokens, 1.0), grads)
+  grads = optax.tree.scale(1.0 / jnp.maximum(tokens, 1.0), grads)
   metrics |= {"tokens": tokens, "gradient_norm": optax.global_norm(grads)}
   updates, optimizer_state = optimizer.transform().update(
     grads, state.optimizer_state, state.params
