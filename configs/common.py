@@ -33,7 +33,9 @@ def base() -> Any:
       "time_conditioning": False,
       "condition_width": placeholder(int),
       "embedding_width": placeholder(int),
+      "absolute_positions": placeholder(bool),
       "adaln_zero": placeholder(bool),
+      "open_gates": placeholder(bool),
       "dropout": 0.0,
       "dtype": "float32",
       "remat": "none",
@@ -41,12 +43,40 @@ def base() -> Any:
     }
   )
 
+  # none | gaussian (width) | mixture (width, components) | categorical (codes, classes, scale)
+  config.latent = ConfigDict(
+    {
+      "name": "none",
+      "width": placeholder(int),
+      "prior": placeholder(str),
+      "components": placeholder(int),
+      "codes": placeholder(int),
+      "classes": placeholder(int),
+      "scale": placeholder(float),
+      "enumerated": placeholder(bool),
+      "tokens": placeholder(int),
+      "switched_off": placeholder(bool),
+      "reader_depth": placeholder(int),
+      "reader_width": placeholder(int),
+      "reader_heads": placeholder(int),
+    }
+  )
+
   # md4: estimator is count | time | steps (then steps is T)
+  # vmd: form is global | step | jump | paper
   config.objective = ConfigDict(
     {
       "name": "md4",
       "estimator": "count",
       "steps": placeholder(int),
+      "form": placeholder(str),
+      "samples": placeholder(int),
+      "step_counts": placeholder(tuple),
+      "all_masked": placeholder(float),
+      "blocks": placeholder(int),
+      "kl_hold": placeholder(int),
+      "kl_warmup": placeholder(int),
+      "free_nats": placeholder(float),
     }
   )
 
@@ -62,6 +92,7 @@ def base() -> Any:
       "split": "valid",
       "prompt": "",
       "prompts_file": "",
+      "latent_refresh": placeholder(str),
     }
   )
 

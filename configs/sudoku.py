@@ -3,6 +3,8 @@
 Variants:
   4x4 (default): 4 to 6 clues, one solution; 58 of the 288 grids are held out altogether.
   4x4-several: 3 clues and any number of solutions, whose exact entropy is known.
+  vmd: 4x4-several with a Gaussian latent, trained on single jumps; its baseline with the same
+    parameters is --config.latent.switched_off=True.
   9x9: puzzles of a csv (puzzle,solution per line, also .gz; globs and commas allowed), given with
     --config.data.path; cut by solution grid. About 6M parameters, the size of arXiv 2502.06768,
     which reports 6.88 % solved in random order, 18.51 % by top_prob and 89.49 % by margin. For an
@@ -14,7 +16,7 @@ Cost and figures: docs/results.md.
 
 from configs import common
 
-VARIANTS = ["4x4", "4x4-several", "9x9", "9x9-small"]
+VARIANTS = ["4x4", "4x4-several", "vmd", "9x9", "9x9-small"]
 
 
 def get_config(variant: str = "4x4"):
@@ -46,7 +48,7 @@ def get_config(variant: str = "4x4"):
     }
     return config
   clues = {"clues_min": 4, "clues_max": 6, "holdout_grids": 58}
-  if variant == "4x4-several":
+  if variant in ("4x4-several", "vmd"):
     clues = {"clues_min": 3, "clues_max": 3, "unique": False}
   # Every puzzle is in the list already, so symmetries would add nothing.
   config.data.update({"name": "sudoku", "size": 4, "symmetries": False, **clues})
@@ -60,4 +62,10 @@ def get_config(variant: str = "4x4"):
     "calls": (1, 2, 4, 6),
     "limit": 1000,
   }
+  if variant == "vmd":
+    config.network.update({"condition_width": 64, "open_gates": True})
+    config.latent.update({"name": "gaussian", "width": 16, "reader_depth": 2})
+    config.objective.update({"name": "vmd", "form": "jump", "kl_hold": 1000, "kl_warmup": 1500})
+    config.evaluators.sudoku.update({"orders": ("top_prob",), "calls": (1, 2, 5)})
+    config.evaluators.latent = {}
   return config

@@ -6,6 +6,7 @@ and with --config.data.valid_path the two files are train and valid.
 
 Variants:
   small (default): 3 layers x 192, length 128, for two CPU cores.
+  vmd: small with a Gaussian latent, trained on the bounds of samplers with 8 to 64 steps.
   md4: the settings of the paper, with its continuous-time estimator. Batch 512 wants an
     accelerator or several.
 Command: python -m md4vmd.main --config=configs/text8.py --config.data.path=text8.gz
@@ -15,7 +16,7 @@ Infilling: --mode=sample --config.sampler.prompt="skydiving is a fun sport [MASK
 
 from configs import common
 
-VARIANTS = ["small", "md4"]
+VARIANTS = ["small", "vmd", "md4"]
 
 
 def get_config(variant: str = "small"):
@@ -29,11 +30,18 @@ def get_config(variant: str = "small"):
   config.sampler.update({"steps": 128, "count": 4})
   config.evaluators.likelihood.draws = 4
   config.run.then = ("evaluate", "sample")
-  if variant == "small":
+  if variant in ("small", "vmd"):
     config.network.update({"width": 192, "depth": 3, "heads": 3})
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200})
     config.run.update({"steps": 3000, "batch_size": 32, "log_every": 100, "checkpoint_every": 500})
-  else:
+  if variant == "vmd":
+    config.network.update({"condition_width": 64, "open_gates": True})
+    config.latent.update({"name": "gaussian", "width": 32, "reader_depth": 1})
+    config.objective.update({"name": "vmd", "form": "step", "step_counts": (8, 16, 32, 64)})
+    config.objective.update({"kl_hold": 200, "kl_warmup": 800})
+    config.evaluators.latent = {}
+    config.sampler.steps = 32
+  if variant == "md4":
     config.data.length = 256
     config.objective.estimator = "time"
     config.network.update(

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from md4vmd import data, networks, objectives, partitioning, samplers, schedules
+from md4vmd import data, latents, networks, objectives, partitioning, samplers, schedules
 from md4vmd.interfaces import Objective, SamplerStep, Schedule
 from md4vmd.optim import Optimizer
 
@@ -27,6 +27,7 @@ SECTIONS = (
   "data",
   "schedule",
   "network",
+  "latent",
   "objective",
   "sampler",
   "optimizer",
@@ -35,8 +36,9 @@ SECTIONS = (
   "evaluators",
 )
 # A run that changes one of these is another run.
-IDENTITY = ("seed", "data", "schedule", "network", "objective")
+IDENTITY = ("seed", "data", "schedule", "network", "latent", "objective")
 Config = Any  # a ConfigDict; its attributes have no static types
+_READER_KEYS = ("reader_depth", "reader_width", "reader_heads")
 _FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
 
 
@@ -89,19 +91,23 @@ class Sampling:
 
   Attributes:
     step: the rule of unmasking.
-    times: grid of times.
+    times: the grid of times.
+    grid: its name.
     count: number of samples; with a prompt, of each prompt.
     prompt: text with `[MASK:n]` where n tokens are to be filled, or a board; "" for none.
     prompts_file: jsonl of {"prompt": ...}; "" for none.
     split: where the clues come from, for data that has clues.
+    latent_refresh: when a latent is drawn, "once" or "step".
   """
 
   step: SamplerStep
   times: jax.Array
+  grid: str
   count: int
   prompt: str
   prompts_file: str
   split: str
+  latent_refresh: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,21 +142,40 @@ def model(config: Config) -> Model:
   run = _call(Run, _settings(config.run), "run")
   mesh = _call(partitioning.make_mesh, _settings(config.mesh), "mesh")
   partitioning.check_batch(mesh, run.batch_size // run.microbatches)
+  objective = _from_table(
+    objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
+  )
+  sampling = {"latent_refresh": objective.latent_refresh} | _settings(config.sampler)
   return Model(
     dataset=dataset,
     schedule=schedule,
-    network=_from_table(networks.TABLE, config.network, "network", vocab_size=vocab_size),
-    objective=_from_table(
-      objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
-    ),
+    network=_network(config, vocab_size),
+    objective=objective,
     optimizer=_call(Optimizer, _settings(config.optimizer), "optimizer", steps=run.steps),
-    sampling=_call(_sampling, _settings(config.sampler), "sampler"),
+    sampling=_call(_sampling, sampling, "sampler"),
     run=run,
     mesh=mesh,
     seed=config.seed,
     evaluators={name: _settings(section) for name, section in config.evaluators.items()},
     config_hash=config_hash(config),
   )
+
+
+def _network(config: Config, vocab_size: int) -> nn.Module:
+  """The network, with its latent if there is one."""
+  network = _from_table(networks.TABLE, config.network, "network", vocab_size=vocab_size)
+  if config.latent.name == "none":
+    return network
+  settings = _settings(config.latent)
+  reader = {
+    key.removeprefix("reader_"): settings.pop(key) for key in _READER_KEYS if key in settings
+  }
+  inputs = {
+    "tokens": settings.pop("tokens", 0),
+    "switched_off": settings.pop("switched_off", False),
+  }
+  family = _from_table(latents.TABLE, settings, "latent")
+  return networks.with_latent(network, family, **inputs, **reader)
 
 
 def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,12 +233,19 @@ def _sampling(
   split: str = "valid",
   prompt: str = "",
   prompts_file: str = "",
+  latent_refresh: str = "once",
   **settings: Any,
 ) -> Sampling:
   if count < 1:
     raise ValueError(f"sampler.count is {count}; it must be at least 1")
   times = samplers.times(grid, steps)
-  return Sampling(sampler(name, **settings), times, count, prompt, prompts_file, split)
+  if latent_refresh not in samplers.REFRESHES:
+    raise ValueError(
+      f"sampler.latent_refresh is '{latent_refresh}'; it must be one of "
+      f"{', '.join(samplers.REFRESHES)}"
+    )
+  step = sampler(name, **settings)
+  return Sampling(step, times, grid, count, prompt, prompts_file, split, latent_refresh)
 
 
 def sampler(name: str, **settings: Any) -> SamplerStep:

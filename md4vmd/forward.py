@@ -16,9 +16,14 @@ def group_to_token(values_BxG: jax.Array, length: int) -> jax.Array:
   return repeated.reshape(batch, length)
 
 
+def group_sums(values_BxL: jax.Array, groups: int) -> jax.Array:
+  """Sum over the tokens of each group: [B, G]."""
+  return values_BxL.reshape(values_BxL.shape[0], groups, -1).sum(-1)
+
+
 def group_sizes(free_BxL: jax.Array, groups: int) -> jax.Array:
   """Number of free tokens of each group: [B, G]."""
-  return free_BxL.reshape(free_BxL.shape[0], groups, -1).sum(-1)
+  return group_sums(free_BxL, groups)
 
 
 def masked_by_rate(rate_BxL: jax.Array, uniform_BxL: jax.Array, free_BxL: jax.Array) -> jax.Array:

@@ -70,12 +70,20 @@ class Draws:
     uniform_BxL: i.i.d. U[0, 1) per token, from which the loss decides what is masked.
     count_BxG: number of free tokens to mask in each group; None where tokens are masked
       independently with probability 1 - alpha(t).
+    reveal_BxG: probability that a masked token is revealed in the step that is scored; None where
+      no step is.
+    block_B: number of the block that is scored, of those decoded from left to right; None where
+      the sequence is one.
+    key_B: a key per example for what only the parameters can draw, such as latents.
   """
 
   t_BxG: jax.Array
   weight_BxG: jax.Array
   uniform_BxL: jax.Array
   count_BxG: jax.Array | None = None
+  reveal_BxG: jax.Array | None = None
+  block_B: jax.Array | None = None
+  key_B: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -120,7 +128,7 @@ class Schedule(Protocol):
 class Prediction(Protocol):
   """The denoiser's distribution mu over V tokens at every position, never held as [B, L, V].
 
-  It lives inside one traced function and never crosses vmap, scan or cond.
+  It is a pytree, lives inside one traced function and never crosses vmap, scan or cond.
   """
 
   @property
@@ -157,19 +165,36 @@ class Prediction(Protocol):
 class ModelFns(NamedTuple):
   """A network bound to its parameters, as pure functions; None marks a role that it lacks.
 
-  denoise: (zt_BxL, t_BxG | None, *, label_B=None, dropout_key=None) -> Prediction; without a
-    dropout key it is deterministic.
+  denoise: (zt_BxL, t_BxG | None, *, label_B=None, latent_BxGxZ=None, dropout_key=None) ->
+    Prediction; without a dropout key it is deterministic.
+  encode: (x_BxL, zt_BxL, where_BxL, *, label_B=None) -> latents.Distribution q(z | x_S, z_t), S
+    being `where`; None where the latent is enumerated.
+  prior: (zt_BxL, *, label_B=None) -> latents.Distribution p(z | z_t); None without a latent.
   """
 
   denoise: Callable[..., Prediction]
+  encode: Callable[..., Any] | None = None
+  prior: Callable[..., Any] | None = None
 
 
 class Objective(Protocol):
   """A training objective and the bound that it reports."""
 
   @property
+  def latent_refresh(self) -> str:
+    """When sampling draws the latent as this objective assumes: "once" or "step"."""
+    ...
+
+  @property
   def convention(self) -> str:
     """What the reported figure is, in words, for the record of an evaluation."""
+    ...
+
+  def bound(self, steps: int, grid: str) -> Objective:
+    """The objective whose `nelbo_B` is reported for a model trained with this one.
+
+    Where the bound depends on the sampler, it is that of `steps` steps over `grid`.
+    """
     ...
 
   def draw(self, noise: Any, batch: Batch) -> Draws:

@@ -84,12 +84,11 @@ class Optimizer:
 def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
   """optax's, as one multiplication, which XLA fuses into the moments instead of one more pass."""
 
-  def update(grads, state, params=None):
+  def scaled(grads: Any, params: Any) -> Any:
     del params
-    scale = jnp.minimum(1.0, largest / optax.global_norm(grads))
-    return jax.tree.map(lambda g: g * scale, grads), state
+    return optax.tree.scale(jnp.minimum(1.0, largest / optax.global_norm(grads)), grads)
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  return optax.stateless(scaled)
 
 
 def decayed(params: Any) -> Any:

@@ -64,7 +64,11 @@ class Noise:
 
   def uniform(self, name: str, shape: tuple[int, ...]) -> jax.Array:
     """U[0, 1) of the given shape for every example: [B, *shape]."""
-    return uniform_each(fold_each(self.key_B, _number(name)), shape)
+    return uniform_each(self.keys(name), shape)
+
+  def keys(self, name: str) -> jax.Array:
+    """key_B, one key per example."""
+    return fold_each(self.key_B, _number(name))
 
   def beta(self, name: str, a_BxG: jax.Array, b_BxG: jax.Array) -> jax.Array:
     """Beta(a, b) draws, [B, G]."""

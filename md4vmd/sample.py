@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from md4vmd import build, data, partitioning, pictures, rngs, samplers, steps, train_state
+from md4vmd import build, data, networks, partitioning, pictures, rngs, samplers, steps, train_state
 from md4vmd.writers import say
 
 _MASK = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -124,8 +124,15 @@ def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samp
       sampler=sampling.step,
       times=sampling.times,
       vocab_size=model.dataset.vocab_size,
+      latent_refresh=sampling.latent_refresh,
     )
   )
+  fitting = model.objective.latent_refresh
+  if isinstance(model.network, networks.LatentNetwork) and sampling.latent_refresh != fitting:
+    say(
+      f"Warning: sampler.latent_refresh is '{sampling.latent_refresh}' and this model was trained "
+      f"for '{fitting}'; its samples are not those of the model that is evaluated."
+    )
   key = rngs.stream(model.seed, 0, "sample")
   done = []
   for start in range(0, count, size):

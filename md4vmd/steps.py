@@ -169,6 +169,7 @@ def sample_step(
   sampler: SamplerStep,
   times: jax.Array,
   vocab_size: int,
+  latent_refresh: str = "once",
 ) -> samplers.Samples:
   """Fills the free positions of a batch; draws depend on (key, index of the example) alone."""
   return samplers.sample(
@@ -182,4 +183,5 @@ def sample_step(
     vocab_size=vocab_size,
     label_B=batch.label_B,
     index_B=batch.index_B,
+    latent_refresh=latent_refresh,
   )

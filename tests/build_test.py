@@ -48,7 +48,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(config, key, value, 
     ("data", "syntetic", "synthetic"),
     ("schedule", "cosin", "cosine"),
     ("network", "transfomer", "transformer"),
-    ("objective", "md5", "md4"),
+    ("objective", "mdd4", "md4"),
     ("sampler", "margins", "margin"),
   ],
 )

@@ -14,7 +14,7 @@ import pytest
 _ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = {
-  0: ("interfaces", "rngs", "numerics"),
+  0: ("interfaces", "rngs", "numerics", "latents"),
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "checkpoints", "writers",

@@ -55,6 +55,10 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   full.run.update({"evaluate_every": 0, "then": ()})
   full.sampler.update({"steps": 3, "count": 2})
   full.evaluators.likelihood.update({"draws": 1, "limit": 20})
+  if "blocks" in full.evaluators:
+    full.evaluators.blocks.update({"cells": ((1, 1),), "draws": 200})
+  if "latent" in full.evaluators:
+    full.evaluators.latent.update({"limit": 8, "draws": 2})
   if "sudoku" in full.evaluators:
     full.evaluators.sudoku.update({"calls": (2,), "limit": 10})
   if full.data.name == "sudoku":

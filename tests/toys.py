@@ -6,18 +6,20 @@ import dataclasses
 import itertools
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from md4vmd import latents
 from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import Batch, ModelFns
 
 _ROWS = 256
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Logits:
   """An `interfaces.Prediction` that holds its logits, in the plainest arithmetic."""
 
@@ -47,26 +49,29 @@ class Logits:
 def constant(logits_LxV):
   """The denoiser that predicts the same at every input."""
 
-  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
-    del t_BxG, label_B, dropout_key
+  def denoise(zt_BxL, t_BxG, **inputs):
+    del t_BxG, inputs
     return Logits(jnp.broadcast_to(jnp.asarray(logits_LxV), (len(zt_BxL), *logits_LxV.shape)))
 
   return ModelFns(denoise)
 
 
-def random(length, vocab_size, *, sees_time, seed=0, width=6):
-  """A one-layer network in which every prediction depends on every token and, if asked, on t."""
+def random(length, vocab_size, *, sees_time, seed=0, width=6, latent_width=0):
+  """A one-layer network whose predictions depend on every token and, if asked, on t and on z."""
   rng = np.random.default_rng(seed)
   inward_LxVxD = rng.normal(size=(length, vocab_size + 1, width))
   outward_DxLxV = rng.normal(size=(width, length, vocab_size))
   clock_D = 2.0 * rng.normal(size=width)
+  latent_ZxD = 2.0 * rng.normal(size=(latent_width, width))
 
-  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
+  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None, latent_BxGxZ=None):
     del label_B, dropout_key
     is_token_BxLxV = jax.nn.one_hot(zt_BxL, vocab_size + 1)
     hidden_BxD = jnp.einsum("blv,lvd->bd", is_token_BxLxV, jnp.asarray(inward_LxVxD))
     if sees_time:
       hidden_BxD += jnp.einsum("bg,d->bd", t_BxG, jnp.asarray(clock_D))
+    if latent_BxGxZ is not None:
+      hidden_BxD += jnp.einsum("bgz,zd->bd", latent_BxGxZ, jnp.asarray(latent_ZxD))
     return Logits(jnp.einsum("bd,dlv->blv", jnp.tanh(hidden_BxD), jnp.asarray(outward_DxLxV)))
 
   return ModelFns(denoise)
@@ -76,8 +81,8 @@ def posterior(support_MxL, probabilities_M, vocab_size):
   """The true denoiser of a distribution: p(x_n | visible tokens), uniform where nothing fits."""
   is_token_MxLxV = np.eye(vocab_size)[support_MxL]
 
-  def denoise(zt_BxL, t_BxG, *, label_B=None, dropout_key=None):
-    del t_BxG, label_B, dropout_key
+  def denoise(zt_BxL, t_BxG, **inputs):
+    del t_BxG, inputs
     fits_BxMxL = zt_BxL[:, None, :] == jnp.asarray(support_MxL)[None]
     fits_BxM = (fits_BxMxL | (zt_BxL == vocab_size)[:, None, :]).all(-1)
     mass_BxM = jnp.asarray(probabilities_M)[None] * fits_BxM
@@ -85,6 +90,34 @@ def posterior(support_MxL, probabilities_M, vocab_size):
     return Logits(jnp.log(jnp.maximum(mass_BxLxV, 1e-300)))
 
   return ModelFns(denoise)
+
+
+def random_latent(length, vocab_size, *, values, seed=0):
+  """A random denoiser of z, a prior over one-hot z and a posterior that reads x, z_t and S.
+
+  Prior and posterior are tables over `values` codes, so that every law can be enumerated.
+  """
+  rng = np.random.default_rng(seed + 100)
+  prior_LxVxJ = rng.normal(size=(length, vocab_size + 1, values))
+  posterior_LxVxJ = rng.normal(size=(length, vocab_size + 1, values))
+  marked_LxJ = rng.normal(size=(length, values))
+
+  def table(tokens_BxL, weights_LxVxJ, extra_BxJ=0.0):
+    one_hot_BxLxV = jax.nn.one_hot(tokens_BxL, vocab_size + 1)
+    logits_BxJ = jnp.einsum("blv,lvj->bj", one_hot_BxLxV, jnp.asarray(weights_LxVxJ)) + extra_BxJ
+    return latents.Table(logits_BxJ[:, None], 1, values, 1.0)
+
+  def encode(x_BxL, zt_BxL, where_BxL, *, label_B=None):
+    del label_B
+    extra_BxJ = where_BxL @ jnp.asarray(marked_LxJ)
+    return table(jnp.where(where_BxL, x_BxL, zt_BxL), posterior_LxVxJ, extra_BxJ)
+
+  def prior(zt_BxL, *, label_B=None):
+    del label_B
+    return table(zt_BxL, prior_LxVxJ)
+
+  denoise = random(length, vocab_size, sees_time=True, seed=seed, latent_width=values).denoise
+  return ModelFns(denoise, encode, prior)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,15 @@
 """Measurements of a model. A new evaluator is one file and one line of TABLE."""
 
+from md4vmd.evaluators.blocks import Blocks
 from md4vmd.evaluators.exact import Exact
+from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
 from md4vmd.evaluators.sudoku import Sudoku
 
-TABLE = {"likelihood": Likelihood, "exact": Exact, "sudoku": Sudoku}
+TABLE = {
+  "likelihood": Likelihood,
+  "exact": Exact,
+  "blocks": Blocks,
+  "latent": LatentUse,
+  "sudoku": Sudoku,
+}

@@ -17,7 +17,8 @@ class Likelihood:
   """Mean bound per token, with fixed draws: the same figures from any batch size or mesh.
 
   Args:
-    model: what the config built; the objective decides the estimator of the bound.
+    model: what the config built; the objective decides which bound is reported, and where it
+      depends on the sampler it is that of config.sampler.
     split: the split that is scored.
     draws: draws of time and mask per example, spread evenly over the estimator's grid.
     limit: score only the first examples; None scores all.
@@ -28,11 +29,13 @@ class Likelihood:
       raise ValueError(f"evaluators.likelihood.draws is {draws}; it must be at least 1")
     self.model, self.split, self.draws, self.limit = model, split, draws, limit
     self.source = model.dataset.split(split)
+    sampling = model.sampling
+    self.objective = model.objective.bound(len(sampling.times) - 1, sampling.grid)
     self._bound = jax.jit(
       functools.partial(
         steps.bound_step,
         network=model.network,
-        objective=model.objective,
+        objective=self.objective,
         draws=draws,
         seed=model.seed,
       )
@@ -69,5 +72,5 @@ class Likelihood:
     elif self.limit is None:
       examples, tokens = (figures[f"{self.split}/{unit}"] for unit in ("examples", "tokens"))
       figures |= metrics.report(self.split, "exact_entropy", entropy_nats * examples, tokens)
-    convention = f"{self.model.objective.convention}; clues and padding are not scored"
+    convention = f"{self.objective.convention}; clues and padding are not scored"
     return figures | {"convention": convention, "draws": self.draws}

@@ -47,6 +47,7 @@ class Sudoku:
           sampler=build.sampler(order, temperature=temperature),
           times=samplers.times(grid, count),
           vocab_size=model.dataset.vocab_size,
+          latent_refresh=model.sampling.latent_refresh,
         )
       )
       for order in orders

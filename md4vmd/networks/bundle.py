@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 
 from md4vmd.interfaces import ModelFns, Prediction
+from md4vmd.networks.latent import LatentNetwork
 
 
 def bind(network: nn.Module, params: Any) -> ModelFns:
   """The roles that `network` plays with these parameters."""
+  apply = cast(Callable[..., Any], network.apply)
 
   def denoise(
     zt_BxL: jax.Array,
@@ -20,16 +22,26 @@ def bind(network: nn.Module, params: Any) -> ModelFns:
     *,
     label_B: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
+    **inputs: Any,
   ) -> Prediction:
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    apply = cast(Callable[..., Prediction], network.apply)
     return apply(
       {"params": params},
       zt_BxL,
       t_BxG,
       label_B=label_B,
       deterministic=dropout_key is None,
-      rngs=rngs,
+      rngs=None if dropout_key is None else {"dropout": dropout_key},
+      **inputs,
     )
 
-  return ModelFns(denoise=denoise)
+  if not isinstance(network, LatentNetwork):
+    return ModelFns(denoise)
+
+  def role(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arrays, **inputs: apply({"params": params}, *arrays, method=method, **inputs)
+
+  return ModelFns(
+    denoise,
+    encode=role(network.encode) if network.family.has_posterior else None,
+    prior=role(network.prior),
+  )

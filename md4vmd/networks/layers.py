@@ -32,6 +32,7 @@ class Dense(nn.Module):
     use_bias: adds a bias that starts at 0.
     init_scale: factor on the fan-in scaled normal initial kernel; 0 starts the layer at 0.
     dtype: dtype of the product; parameters stay float32.
+    bias_init: initializer of the bias.
   """
 
   features: int
@@ -39,6 +40,7 @@ class Dense(nn.Module):
   use_bias: bool = False
   init_scale: float = 1.0
   dtype: Any = jnp.float32
+  bias_init: Any = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,7 +51,7 @@ class Dense(nn.Module):
     rows_NxI = x.astype(self.dtype).reshape(-1, x.shape[-1])
     y = (rows_NxI @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
     if self.use_bias:
-      bias = parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
+      bias = parameter(self, "bias", self.bias_init, self.axes[1:], (self.features,))
       y += jnp.broadcast_to(bias.astype(self.dtype), y.shape)
     return y
 
@@ -89,6 +91,24 @@ class TimeEmbedding(nn.Module):
     return Dense(self.features, ("mlp", None), use_bias=True, name="down")(hidden)
 
 
+class LatentEmbedding(nn.Module):
+  """A latent and the share of masked tokens through a two-layer MLP: [B, G, Z] -> [B, G, features].
+
+  Seeing the share, the network can leave the latent aside where the visible tokens say it all.
+  """
+
+  features: int
+
+  @nn.compact
+  def __call__(self, latent_BxGxZ: jax.Array, is_masked_BxL: jax.Array) -> jax.Array:
+    """Embeds latents of any scale."""
+    share_B = 4.0 * is_masked_BxL.mean(-1) - 2.0
+    share_BxGx1 = jnp.broadcast_to(share_B[:, None, None], (*latent_BxGxZ.shape[:2], 1))
+    seen = jnp.concatenate([latent_BxGxZ, share_BxGx1], axis=-1)
+    up = Dense(4 * self.features, (None, "mlp"), use_bias=True, name="up")(seen)
+    return Dense(self.features, ("mlp", None), use_bias=True, name="down")(nn.swish(up))
+
+
 class Modulation(nn.Module):
   """Chunks of per-feature shift, scale and gate, from the condition (adaLN, arXiv 2212.09748).
 
@@ -98,13 +118,15 @@ class Modulation(nn.Module):
     names: the chunks, in the order in which the kernel stores them; scales and gates start at 0
       and mean 1 + scale; where there is no condition, gates start at 1.
     gate: name of the activation applied to the condition.
-    init_scale: 0 makes a conditioned block start as the identity (adaLN-zero).
+    init_scale: of the condition's map; at 0 the condition has no influence at the start.
+    open_gates: gates start at 1; at 0 every block starts as the identity (adaLN-zero).
   """
 
   names: tuple[str, ...]
   features: int
   gate: str
   init_scale: float = 0.0
+  open_gates: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -126,12 +148,19 @@ class Modulation(nn.Module):
       use_bias=True,
       init_scale=self.init_scale,
       dtype=self.dtype,
+      bias_init=self._initial_bias,
       name="dense",
     )(activated)
     if packed.shape[1] > 1:
       to_tokens = jax.vmap(lambda x_BxG: group_to_token(x_BxG, length), -1, -1)
       packed = to_tokens(packed)
     return dict(zip(self.names, jnp.split(packed, len(self.names), axis=-1), strict=True))
+
+  def _initial_bias(self, key, shape, dtype=jnp.float32):
+    del key
+    open_gate = lambda name: float(self.open_gates and name.startswith("gate"))
+    starts = [open_gate(name) for name in self.names]
+    return jnp.repeat(jnp.array(starts, dtype), self.features).reshape(shape)
 
 
 class Attention(nn.Module):
@@ -182,7 +211,8 @@ class Block(nn.Module):
     heads: attention heads.
     gate: activation of the MLP and of the modulation, a key of GATES.
     residual_scale: factor on the initial kernels that write to the residual stream.
-    modulation_scale: initial scale of the modulation's kernel; 0 is adaLN-zero.
+    modulation_scale: initial scale of the modulation's kernel.
+    open_gates: whether its gates start at 1.
     dropout: rate on what the block adds to the residual stream.
     attention: implementation of `jax.nn.dot_product_attention`.
     dtype: dtype of activations.
@@ -192,6 +222,7 @@ class Block(nn.Module):
   gate: str
   residual_scale: float
   modulation_scale: float
+  open_gates: bool
   dropout: float
   attention: Implementation
   dtype: Any
@@ -206,7 +237,13 @@ class Block(nn.Module):
       f"{kind}_{part}" for part in ("attention", "mlp") for kind in ("shift", "scale", "gate")
     )
     modulation = Modulation(
-      names, width, self.gate, self.modulation_scale, self.dtype, name="modulation"
+      names,
+      width,
+      self.gate,
+      self.modulation_scale,
+      self.open_gates,
+      self.dtype,
+      name="modulation",
     )(condition_BxGxC, length)
     layers = {
       "attention": Attention(

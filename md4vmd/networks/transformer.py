@@ -1,4 +1,4 @@
-"""The transformer denoiser of MD4 (arXiv 2406.04329, appendix F), scanned over its layers."""
+"""The transformer of MD4 (arXiv 2406.04329, appendix F), scanned over its layers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ REMAT = {
 }
 
 
-class Transformer(nn.Module):
-  """mu(z_t, t): a bidirectional transformer with rotary positions and adaptive normalisation.
+class Trunk(nn.Module):
+  """A bidirectional transformer with rotary positions and adaptive normalisation, without a head.
 
   Attributes:
     vocab_size: V; the mask is id V.
@@ -31,8 +31,15 @@ class Transformer(nn.Module):
       depend on the schedule.
     condition_width: features of the time and label embedding.
     embedding_width: None embeds tokens at full width, else at this width with a map to `width`.
+    absolute_positions: adds a learned vector per position. Rotary attention alone predicts the same
+      at every position of an all-masked sequence, whatever the latent.
     classes: number of labels of a class-conditional model; 0 for none.
+    latent_width: Z, the width of the latent that conditions the network; 0 for none.
+    latent_tokens: 0 lets the latent enter through the condition, with the time; n > 0 as n tokens
+      before the sequence, for one group.
     adaln_zero: the condition's maps start at 0, so that every block starts as the identity.
+    open_gates: the gates of conditioned blocks start at 1, so that only the condition's influence
+      starts at 0.
     dropout: rate on what each layer adds to the residual stream.
     dtype: "float32" or "bfloat16", the dtype of activations; parameters are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
@@ -47,8 +54,12 @@ class Transformer(nn.Module):
   time_conditioning: bool = True
   condition_width: int = 128
   embedding_width: int | None = None
+  absolute_positions: bool = False
   classes: int = 0
+  latent_width: int = 0
+  latent_tokens: int = 0
   adaln_zero: bool = True
+  open_gates: bool = False
   dropout: float = 0.0
   dtype: str = "float32"
   remat: str = "none"
@@ -68,6 +79,10 @@ class Transformer(nn.Module):
       ),
       (0 <= self.dropout < 1, f"dropout {self.dropout} must be in [0, 1)"),
       (self.dtype in ("float32", "bfloat16"), f"dtype '{self.dtype}' must be float32 or bfloat16"),
+      (
+        self.latent_tokens >= 0 and (self.latent_width > 0 or self.latent_tokens == 0),
+        f"latent_tokens {self.latent_tokens} must be 0 where there is no latent, and not negative",
+      ),
       (self.remat in REMAT, f"remat '{self.remat}' must be one of {', '.join(REMAT)}"),
       (
         self.attention in layers.IMPLEMENTATIONS,
@@ -85,23 +100,34 @@ class Transformer(nn.Module):
         raise ValueError(f"network {message}")
     super().__post_init__()
 
-  @nn.compact
-  def __call__(
+  def hidden(
     self,
     zt_BxL: jax.Array,
-    t_BxG: jax.Array | None = None,
+    t_BxG: jax.Array | None,
     *,
-    label_B: jax.Array | None = None,
-    deterministic: bool = True,
-  ) -> HeadPrediction:
-    """Predicts every token of zt_BxL, ids in [0, V]; t_BxG may be None without time conditioning.
+    label_B: jax.Array | None,
+    latent_BxGxZ: jax.Array | None,
+    deterministic: bool,
+    marked_BxL: jax.Array | None = None,
+  ) -> jax.Array:
+    """Normalised features hidden_BxLxD of zt_BxL, ids in [0, V]; marked tokens are told apart.
 
     Raises:
-      ValueError: the network needs t or a label that is missing, or has no use for a label.
+      ValueError: the network needs t or a label that is missing, or has no use for an input.
     """
     dtype = jnp.dtype(self.dtype)
-    condition_BxGxC = self._condition(t_BxG, label_B)
+    latent_BxGxZ = self._latent(zt_BxL, latent_BxGxZ)
+    condition_BxGxC = self._condition(zt_BxL, t_BxG, label_B, latent_BxGxZ)
     x_BxLxD = self._embed(zt_BxL, dtype)
+    if self.absolute_positions:
+      init = nn.initializers.normal(1.0)
+      shape = (zt_BxL.shape[1], self.width)
+      position_LxD = layers.parameter(self, "position", init, (None, None), shape)
+      x_BxLxD += position_LxD.astype(dtype)[None]
+    if marked_BxL is not None:
+      x_BxLxD += nn.Embed(2, self.width, dtype=dtype, name="mark")(marked_BxL.astype(jnp.int32))
+    if self.latent_tokens:
+      x_BxLxD = self._prepend(latent_BxGxZ, x_BxLxD)
 
     policy = REMAT[self.remat]
     block = (
@@ -123,36 +149,62 @@ class Transformer(nn.Module):
       gate=self.mlp,
       residual_scale=1 / math.sqrt(2 * self.depth),
       modulation_scale=modulation_scale,
+      open_gates=self.open_gates,
       dropout=self.dropout,
       attention=self.attention,
       dtype=dtype,
       name="blocks",
     )(x_BxLxD, condition_BxGxC, deterministic)
+    x_BxLxD = x_BxLxD[:, self.latent_tokens :]
 
     modulation = layers.Modulation(
-      ("shift", "scale"), self.width, self.mlp, modulation_scale, dtype, name="modulation"
+      ("shift", "scale"),
+      self.width,
+      self.mlp,
+      modulation_scale,
+      dtype=dtype,
+      name="modulation",
     )(condition_BxGxC, zt_BxL.shape[1])
-    hidden_BxLxD = layers.modulate(x_BxLxD, **modulation)
-    shape = (self.width, padded(self.vocab_size))
-    init = nn.initializers.normal(0.02)
-    kernel_DxP = layers.parameter(self, "head", init, ("embed", "vocab"), shape)
-    return HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
+    return layers.modulate(x_BxLxD, **modulation)
 
-  def _condition(self, t_BxG, label_B):
+  def _latent(self, zt_BxL, latent_BxGxZ):
+    """The latent, 0 where none is given: the network with its latent switched off."""
+    if latent_BxGxZ is None and self.latent_width:
+      return jnp.zeros((zt_BxL.shape[0], 1, self.latent_width))
+    if latent_BxGxZ is not None and latent_BxGxZ.shape[-1] != self.latent_width:
+      raise ValueError(
+        f"a network of latent_width {self.latent_width} got a latent of {latent_BxGxZ.shape[-1]}"
+      )
+    return latent_BxGxZ
+
+  def _prepend(self, latent_BxGxZ, x_BxLxD):
+    if latent_BxGxZ.shape[1] != 1:
+      raise ValueError("latent_tokens serve one group; let the latents of groups enter by adaLN")
+    tokens_Bx1xKD = layers.Dense(
+      self.latent_tokens * self.width, (None, "embed"), use_bias=True, name="latent_tokens_map"
+    )(latent_BxGxZ)
+    tokens_BxKxD = tokens_Bx1xKD.reshape(x_BxLxD.shape[0], self.latent_tokens, self.width)
+    return jnp.concatenate([tokens_BxKxD.astype(x_BxLxD.dtype), x_BxLxD], axis=1)
+
+  def _condition(self, zt_BxL, t_BxG, label_B, latent_BxGxZ):
     if self.time_conditioning and t_BxG is None:
       raise ValueError("a network with time_conditioning needs the time t_BxG")
     if (label_B is not None) != bool(self.classes):
       raise ValueError(
         f"a network of {self.classes} classes got {'no labels' if label_B is None else 'labels'}"
       )
-    condition_BxGxC = None
+    parts = []
     if self.time_conditioning:
-      condition_BxGxC = layers.TimeEmbedding(self.condition_width, name="time")(t_BxG)
+      parts.append(layers.TimeEmbedding(self.condition_width, name="time")(t_BxG))
     if self.classes:
       label_BxC = nn.Embed(self.classes, self.condition_width, name="label")(label_B)
-      seen = 0.0 if condition_BxGxC is None else condition_BxGxC
-      condition_BxGxC = seen + label_BxC[:, None, :]
-    return condition_BxGxC
+      parts.append(label_BxC[:, None, :])
+    if self.latent_width and not self.latent_tokens:
+      is_masked_BxL = zt_BxL == self.vocab_size
+      parts.append(
+        layers.LatentEmbedding(self.condition_width, name="latent")(latent_BxGxZ, is_masked_BxL)
+      )
+    return sum(parts[1:], start=parts[0]) if parts else None
 
   def _embed(self, zt_BxL, dtype):
     width = self.embedding_width or self.width
@@ -165,3 +217,26 @@ class Transformer(nn.Module):
         self.width, (None, "embed"), use_bias=True, dtype=dtype, name="embedding_map"
       )(x_BxLxE)
     return nn.with_logical_constraint(x_BxLxE, ("batch", "length", None))
+
+
+class Transformer(Trunk):
+  """mu(z_t, t): the denoiser, a trunk whose head is one matrix; attributes as of `Trunk`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    zt_BxL: jax.Array,
+    t_BxG: jax.Array | None = None,
+    *,
+    label_B: jax.Array | None = None,
+    latent_BxGxZ: jax.Array | None = None,
+    deterministic: bool = True,
+  ) -> HeadPrediction:
+    """Predicts every token of zt_BxL, ids in [0, V]; see `Trunk.hidden` for the inputs."""
+    hidden_BxLxD = self.hidden(
+      zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
+    )
+    shape = (self.width, padded(self.vocab_size))
+    init = nn.initializers.normal(0.02)
+    kernel_DxP = layers.parameter(self, "head", init, ("embed", "vocab"), shape)
+    return HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)

@@ -57,6 +57,13 @@ class MD4:
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"objective steps is {self.steps}; it must be at least 1")
 
+  latent_refresh = "once"  # there is none
+
+  def bound(self, steps: int, grid: str) -> MD4:
+    """Itself: the bound that is trained."""
+    del steps, grid
+    return self
+
   @property
   def convention(self) -> str:
     """Which bound, of which sampler, by which estimator."""
@@ -110,11 +117,11 @@ class MD4:
     weight_BxL = jnp.where(is_masked_BxL, weight_BxL, 0.0) * batch.weight_B[:, None]
     loss, nats_BxL = prediction.weighted_nll(batch.x_BxL, weight_BxL)
     diffusion_B = jnp.sum(weight_BxL * nats_BxL, axis=-1)
-    ends = self._ends(batch)
+    ends = self.ends(batch)
     nelbo_B = sum(ends.values(), start=diffusion_B)
     return LossTerms(loss, nelbo_B, batch.tokens_B, {"diffusion": diffusion_B} | ends)
 
-  def _ends(self, batch: Batch) -> dict[str, jax.Array]:
+  def ends(self, batch: Batch) -> dict[str, jax.Array]:
     """Constants of a schedule with loose ends: visible tokens at t=1, masked ones at t=0."""
     if self.estimator == "count":
       return {}

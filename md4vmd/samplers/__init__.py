@@ -7,8 +7,8 @@ from functools import partial
 
 from md4vmd.samplers.ancestral import Ancestral
 from md4vmd.samplers.confidence import Confidence
-from md4vmd.samplers.grids import GRIDS, times
-from md4vmd.samplers.loop import Samples, sample
+from md4vmd.samplers.loop import REFRESHES, Samples, sample
+from md4vmd.schedules.grids import GRIDS, times
 
 TABLE = {
   "ancestral": Ancestral,
@@ -17,4 +17,13 @@ TABLE = {
   "entropy": partial(Confidence, "entropy"),
 }
 
-__all__ = ["GRIDS", "TABLE", "Ancestral", "Confidence", "Samples", "sample", "times"]
+__all__ = [
+  "GRIDS",
+  "REFRESHES",
+  "TABLE",
+  "Ancestral",
+  "Confidence",
+  "Samples",
+  "sample",
+  "times",
+]

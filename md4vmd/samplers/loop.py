@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from md4vmd import rngs
 from md4vmd.interfaces import ModelFns, SamplerStep, Schedule
 
+REFRESHES = ("once", "step")
+
 
 @flax.struct.dataclass
 class Samples:
@@ -38,6 +40,7 @@ def sample(
   vocab_size: int,
   label_B: jax.Array | None = None,
   index_B: jax.Array | None = None,
+  latent_refresh: str = "once",
 ) -> Samples:
   """Fills the free positions of `tokens_BxL`, given all others, which never change.
 
@@ -54,6 +57,8 @@ def sample(
     vocab_size: V.
     label_B: classes, for class-conditional networks.
     index_B: number of each sequence; its place in the batch by default.
+    latent_refresh: "once" draws the latent of a network that has one from p(z | given tokens) and
+      holds it; "step" draws it anew at every call, from p(z | visible tokens).
 
   A schedule with loose ends pays for them as its bound assumes: tokens that are visible at t=1
   already, and those still masked at t=0, are drawn uniformly.
@@ -62,6 +67,7 @@ def sample(
   index_B = jnp.arange(batch) if index_B is None else index_B
   key_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
   key_ends_B, key_plan_B, key_steps_B = (rngs.fold_each(key_B, part) for part in range(3))
+  key_latent_B = rngs.fold_each(key_B, 3)
 
   early_BxL, token_BxL = jnp.moveaxis(rngs.uniform_each(key_ends_B, (2, length)), 1, 0)
   token_BxL = jnp.floor(token_BxL * vocab_size).astype(jnp.int32)
@@ -69,6 +75,13 @@ def sample(
   zt_BxL = jnp.where(free_BxL, vocab_size, tokens_BxL).astype(jnp.int32)
   zt_BxL = jnp.where(is_early_BxL, token_BxL, zt_BxL)
   state = step.init(key_plan_B, zt_BxL, free_BxL & ~is_early_BxL, times, schedule)
+
+  def latent(zt_BxL, i):
+    assert fns.prior is not None
+    prior = fns.prior(zt_BxL, label_B=label_B)
+    return prior.sample(rngs.fold_each(key_latent_B, i), 1)[:, 0]
+
+  held = None if fns.prior is None or latent_refresh == "step" else latent(zt_BxL, 0)
 
   def is_masked(zt_BxL):
     return free_BxL & (zt_BxL == vocab_size)
@@ -82,7 +95,10 @@ def sample(
     plan = step.plan(state, i)
 
     def call(zt_BxL):
-      prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B)
+      inputs = {}
+      if fns.prior is not None:
+        inputs["latent_BxGxZ"] = latent(zt_BxL, i) if held is None else held
+      prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B, **inputs)
       key_i_B = rngs.fold_each(key_steps_B, i)
       return step.fill(key_i_B, zt_BxL, is_masked(zt_BxL), prediction, plan, schedule)
 

@@ -1,0 +1,155 @@
+"""A denoiser with a latent, its recognition network and its prior (arXiv 2510.23606)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from md4vmd import latents
+from md4vmd.networks import layers
+from md4vmd.networks.head import HeadPrediction
+from md4vmd.networks.transformer import Transformer, Trunk
+
+
+class Reader(Trunk):
+  """Raw parameters of a distribution per group, read off the mean features of its tokens.
+
+  Attributes:
+    size: numbers per group; they start at 0.
+  """
+
+  size: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    zt_BxL: jax.Array,
+    marked_BxL: jax.Array,
+    groups: int,
+    label_B: jax.Array | None = None,
+  ) -> jax.Array:
+    """raw_BxGxS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
+    hidden_BxLxD = self.hidden(
+      zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
+    )
+    mean_BxGxD = hidden_BxLxD.reshape(zt_BxL.shape[0], groups, -1, self.width).mean(2)
+    raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
+    return raw(mean_BxGxD.astype(jnp.float32))
+
+
+class LatentNetwork(nn.Module):
+  """mu(z_t, t, z), q(z | x, z_t) and p(z | z_t).
+
+  Attributes:
+    denoiser: a transformer whose latent_width is the family's width.
+    family: of the latent.
+    recognition: reads what is known and what is to be revealed; None where the latent is
+      enumerated.
+    prior_reader: reads what is visible; None for a prior that is the same everywhere.
+    groups: latents of a sequence, one for each of this many equal stretches.
+  """
+
+  denoiser: Transformer
+  family: latents.Family
+  recognition: Reader | None
+  prior_reader: Reader | None
+  groups: int = 1
+
+  @property
+  def classes(self) -> int:
+    """Number of labels of a class-conditional model."""
+    return self.denoiser.classes
+
+  def __call__(
+    self,
+    zt_BxL: jax.Array,
+    t_BxG: jax.Array | None = None,
+    *,
+    label_B: jax.Array | None = None,
+    latent_BxGxZ: jax.Array | None = None,
+    deterministic: bool = True,
+  ) -> HeadPrediction:
+    """The denoiser; without a latent it is the network with its latent switched off."""
+    if self.is_initializing():  # no role may lack its parameters
+      self.prior(zt_BxL, label_B=label_B)
+      if self.recognition is not None:
+        self.encode(zt_BxL, zt_BxL, zt_BxL == 0, label_B=label_B)
+    return self.denoiser(
+      zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
+    )
+
+  def encode(
+    self,
+    x_BxL: jax.Array,
+    zt_BxL: jax.Array,
+    where_BxL: jax.Array,
+    *,
+    label_B: jax.Array | None = None,
+  ) -> latents.Distribution:
+    """q(z | x_S, z_t): z_t and the clean tokens of the positions S, `where`."""
+    assert self.recognition is not None
+    tokens_BxL = jnp.where(where_BxL, x_BxL, zt_BxL)
+    return self.family.make_posterior(self.recognition(tokens_BxL, where_BxL, self.groups, label_B))
+
+  @nn.compact
+  def prior(self, zt_BxL: jax.Array, *, label_B: jax.Array | None = None) -> latents.Distribution:
+    """p(z | z_t), the same for every z_t unless there is a reader."""
+    size = self.family.prior_size
+    raw_BxGxS = jnp.zeros((zt_BxL.shape[0], self.groups, size))
+    if self.family.prior != "standard":
+      raw_S = self.param("prior_raw", self.family.initial_prior, (size,))
+      raw_BxGxS += raw_S[None, None]
+    if self.prior_reader is not None:
+      raw_BxGxS += self.prior_reader(zt_BxL, jnp.zeros_like(zt_BxL), self.groups, label_B)
+    return self.family.make_prior(raw_BxGxS)
+
+
+def with_latent(
+  denoiser: Transformer,
+  family: latents.Family,
+  *,
+  depth: int | None = None,
+  width: int | None = None,
+  heads: int | None = None,
+  tokens: int = 0,
+  switched_off: bool = False,
+) -> LatentNetwork | Transformer:
+  """Gives a denoiser a latent.
+
+  Args:
+    denoiser: without a latent.
+    family: of the latent.
+    depth: blocks of the recognition network and of a conditional prior; the denoiser's if None.
+    width: their features; the denoiser's if None.
+    heads: their attention heads; the denoiser's if None.
+    tokens: 0 lets the latent enter with the time, n > 0 as n more tokens.
+    switched_off: the denoiser alone, with its latent at 0: the parameter-matched baseline.
+  """
+  denoiser = denoiser.clone(
+    latent_width=family.width, latent_tokens=tokens, absolute_positions=True, parent=None
+  )
+  if switched_off:
+    return denoiser
+
+  def reader(size: int) -> Reader:
+    return Reader(
+      vocab_size=denoiser.vocab_size,
+      width=width or denoiser.width,
+      depth=depth or denoiser.depth,
+      heads=heads or denoiser.heads,
+      mlp=denoiser.mlp,
+      time_conditioning=False,
+      classes=denoiser.classes,
+      dtype=denoiser.dtype,
+      remat=denoiser.remat,
+      attention=denoiser.attention,
+      size=size,
+    )
+
+  return LatentNetwork(
+    denoiser=denoiser,
+    family=family,
+    recognition=reader(family.posterior_size) if family.has_posterior else None,
+    prior_reader=reader(family.prior_size) if family.prior == "conditional" else None,
+  )

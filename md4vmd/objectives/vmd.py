@@ -1,0 +1,421 @@
+"""VMD: masked diffusion whose tokens of one step share a latent (arXiv 2510.23606).
+
+p(x_S | x_t) = integral of p(z | x_t) prod_{n in S} mu_n(x_n | x_t, z) dz lets the tokens that are
+revealed together depend on each other. Which figures bound -log p(x) is said for each form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from md4vmd import forward, rngs
+from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Prediction, Schedule
+from md4vmd.objectives.md4 import MD4
+from md4vmd.rngs import Noise
+from md4vmd.schedules.grids import times
+
+FORMS = ("global", "step", "jump", "paper")
+
+
+class _Terms(NamedTuple):
+  """What is scored in one draw.
+
+  Attributes:
+    scored_BxL: the tokens S whose cross-entropies count.
+    weight_BxG: of their sum.
+    kl_weight_BxG: of the divergence of the posterior from the prior.
+    seen_BxL: the tokens that the prior, and beside S the posterior, reads.
+    read_BxL: the tokens S that the posterior reads.
+  """
+
+  scored_BxL: jax.Array
+  weight_BxG: jax.Array
+  kl_weight_BxG: jax.Array
+  seen_BxL: jax.Array
+  read_BxL: jax.Array
+
+
+class _Decoded(NamedTuple):
+  """Predictions for K latents of every example, and the tokens that are scored; R = B*K."""
+
+  prediction: Prediction
+  x_RxL: jax.Array
+  scored_RxL: jax.Array
+
+  def nll(self, weight_BxKxG: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(weighted sum with a gradient, nats_BxKxG without); groups of weight 0 may report 0 nats."""
+    weight_RxG = weight_BxKxG.reshape(-1, weight_BxKxG.shape[2])
+    weight_RxL = forward.group_to_token(weight_RxG, self.x_RxL.shape[1]) * self.scored_RxL
+    total, nats_RxL = self.prediction.weighted_nll(self.x_RxL, weight_RxL)
+    return total, forward.group_sums(nats_RxL, weight_RxG.shape[1]).reshape(weight_BxKxG.shape)
+
+  def nats(self, shape: tuple[int, ...]) -> jax.Array:
+    """nats_BxKxG of all, without a gradient."""
+    constant = self._replace(prediction=jax.lax.stop_gradient(self.prediction))
+    return constant.nll(jnp.ones(shape))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class VMD:
+  """Masked diffusion with a latent z, in four forms.
+
+    global: E_q(z|x)[MD4's loss of mu(x_t, z)] + KL(q(z|x) || p(z)), the divergence once per
+      sequence. Bounds -log p of the sampler that holds one z.
+    step: a step of a T-step sampler, S the tokens that it reveals: E_q(z|x_S,x_t)[-log mu_S] +
+      KL(q(z|x_S,x_t) || p(z|x_t)) where S is not empty, times T. Bounds -log p of the sampler
+      that draws z anew at every step.
+    jump: -log p(x | x_t) in one step from a chosen x_t. Bounds that jump alone; it trains a model
+      for the sampler that draws z anew at every step. With `blocks`, jumps end at the end of a
+      block whose predecessors are visible; from all-masked blocks alone (all_masked=1) they bound
+      -log p of the sampler that decodes block after block, each in one step.
+    paper: the published surrogate, the time weight on cross-entropy and divergence alike. Not a
+      bound on -log p(x): it undershoots where tokens depend on each other.
+
+  Without a latent all forms train MD4's denoiser; `global` is then MD4.
+
+  Attributes:
+    schedule: masking schedule.
+    vocab_size: V.
+    form: one of FORMS.
+    samples: K draws of the importance-weighted bound (arXiv 1509.00519); for `jump` and `step`. A
+      latent that can be enumerated is summed exactly instead.
+    estimator: of MD4's loss in `global` and `paper`.
+    steps: T of the estimator `steps`.
+    step_counts: the numbers of steps T that `step` trains for, equally often.
+    grid: grid of times of `step`.
+    posterior_reads: "revealed", q(z | x_S, x_t); or "clean", q(z | x, x_t), a looser bound whose
+      mean over S is exact; for `step`.
+    all_masked: share of jumps that start from all tokens masked; the others mask a number of
+      tokens that is uniform.
+    blocks: equal stretches of the sequence that are decoded from left to right; for `jump`.
+    kl_hold: training steps at the start in which the divergence has weight 0 in the loss.
+    kl_warmup: steps after them in which it rises to 1.
+    free_nats: divergence per latent that the loss does not charge (arXiv 1606.04934).
+  """
+
+  schedule: Schedule
+  vocab_size: int
+  form: str = "jump"
+  samples: int = 1
+  estimator: str = "count"
+  steps: int | None = None
+  step_counts: tuple[int, ...] = (1,)
+  grid: str = "uniform"
+  posterior_reads: str = "revealed"
+  all_masked: float = 0.5
+  blocks: int = 1
+  kl_hold: int = 0
+  kl_warmup: int = 0
+  free_nats: float = 0.0
+
+  def __post_init__(self):
+    is_single = self.form in ("global", "paper") or self.posterior_reads == "clean"
+    rules = [
+      (self.form in FORMS, f"form is '{self.form}'; it must be one of {', '.join(FORMS)}"),
+      (self.samples >= 1, f"samples is {self.samples}; it must be at least 1"),
+      (
+        self.samples == 1 or not is_single,
+        f"samples is {self.samples}; one time inside the logarithm of several draws is no bound: "
+        "'global', 'paper' and posterior_reads 'clean' take 1, or evaluate with 'paths'",
+      ),
+      (
+        self.posterior_reads in ("revealed", "clean"),
+        f"posterior_reads is '{self.posterior_reads}'; it must be 'revealed' or 'clean'",
+      ),
+      (
+        len(self.step_counts) > 0 and min(self.step_counts) >= 1,
+        f"step_counts is {self.step_counts}; it must name at least one number, each at least 1",
+      ),
+      (
+        self.blocks == 1 or (self.form == "jump" and self.blocks > 1),
+        f"blocks is {self.blocks}; it must be at least 1, and 1 for forms other than 'jump'",
+      ),
+      (0 <= self.all_masked <= 1, f"all_masked is {self.all_masked}; it must be in [0, 1]"),
+      (
+        min(self.kl_hold, self.kl_warmup, self.free_nats) >= 0,
+        "kl_hold, kl_warmup and free_nats must not be negative",
+      ),
+      (
+        self.samples == 1 or self.free_nats == 0,
+        "free_nats need a divergence of their own, which several samples do not have",
+      ),
+    ]
+    for holds, message in rules:
+      if not holds:
+        raise ValueError(f"objective {message}")
+    self._md4()  # checks the estimator
+    times(self.grid, 1)  # checks the grid
+
+  @property
+  def latent_refresh(self) -> str:
+    """See `Objective.latent_refresh`."""
+    return "once" if self.form in ("global", "paper") else "step"
+
+  @property
+  def convention(self) -> str:
+    """See `Objective.convention`."""
+    if self.form == "global":
+      sampler = f"T={self.steps}" if self.steps else "continuous-time"
+      return f"VMD bound 'global' on -log p of the {sampler} sampler with one latent per sequence"
+    if self.form == "step":
+      counts = ", ".join(str(count) for count in self.step_counts)
+      return (
+        f"VMD bound 'step' on -log p of the sampler with T={counts} steps on the {self.grid} grid, "
+        f"a new latent every step, K={self.samples}, posterior reads {self.posterior_reads} tokens"
+      )
+    if self._is_bounding_jump:
+      return (
+        f"VMD bound 'jump' on -log p of the sampler that decodes {self.blocks} block(s), each in "
+        f"one step with its own latent, K={self.samples}"
+      )
+    return f"VMD '{self.form}', a training loss that does not bound -log p(x)"
+
+  @property
+  def _is_bounding_jump(self) -> bool:
+    return self.form == "jump" and self.all_masked == 1.0
+
+  def bound(self, steps: int, grid: str) -> VMD:
+    """A `global` bound for models that hold z, a `step` bound for those that redraw it.
+
+    Models of several blocks are scored at one step per block, whatever the grid.
+
+    A posterior that was trained on jumps has read all masked tokens; it keeps doing so.
+    """
+    plain = dataclasses.replace(self, kl_hold=0, kl_warmup=0, free_nats=0.0)
+    if self.form in ("global", "paper"):
+      return dataclasses.replace(plain, form="global")
+    if self.blocks > 1:
+      return dataclasses.replace(plain, all_masked=1.0)
+    if self.form == "jump" and steps > 1:
+      plain = dataclasses.replace(plain, posterior_reads="clean", samples=1)
+    return dataclasses.replace(plain, form="step", step_counts=(steps,), grid=grid)
+
+  def _md4(self) -> MD4:
+    return MD4(self.schedule, self.vocab_size, self.estimator, self.steps)
+
+  def draw(self, noise: Noise, batch: Batch) -> Draws:
+    """Times, masks, weights, and a key per example for latents."""
+    key_B = noise.keys("latent")
+    if self.form in ("global", "paper"):
+      return dataclasses.replace(self._md4().draw(noise, batch), key_B=key_B)
+    u_BxG = noise.grid("time", 1)
+    uniform_BxL = noise.uniform("mask", batch.x_BxL.shape[1:])
+    if self.form == "jump":
+      place_B = u_BxG[:, 0] * self.blocks
+      block_B = jnp.minimum(place_B.astype(jnp.int32), self.blocks - 1)
+      u_BxG = (place_B - block_B)[:, None]
+      size_BxG = forward.group_sizes(self._block(batch.free_BxL, block_B), 1)
+      partial_BxG = (u_BxG - self.all_masked) / max(1.0 - self.all_masked, 1e-6)
+      count_BxG = forward.count_from_uniform(jnp.clip(partial_BxG, 0.0, 1.0 - 1e-7), size_BxG)
+      count_BxG = jnp.where(u_BxG < self.all_masked, size_BxG, count_BxG)
+      later_B = (self.blocks - 1 - block_B) / self.blocks
+      visible_BxG = (1.0 - later_B[:, None]) - count_BxG / jnp.maximum(size_BxG, 1) / self.blocks
+      t_BxG = self.schedule.alpha_inverse(visible_BxG)
+      weight_BxG = jnp.full_like(t_BxG, self.blocks)
+      return Draws(t_BxG, weight_BxG, uniform_BxL, count_BxG, block_B=block_B, key_B=key_B)
+    # One place u stands for a number of steps and for one of its steps.
+    counts_J = jnp.asarray(self.step_counts)
+    times_JxK = jnp.stack(
+      [
+        jnp.pad(times(self.grid, count), (0, max(self.step_counts) - count))
+        for count in self.step_counts
+      ]
+    )
+    place_BxG = u_BxG * len(self.step_counts)
+    j_BxG = place_BxG.astype(jnp.int32)
+    count_BxG = counts_J[j_BxG]
+    i_BxG = jnp.minimum(((place_BxG - j_BxG) * count_BxG).astype(jnp.int32), count_BxG - 1)
+    t_BxG, s_BxG = times_JxK[j_BxG, i_BxG], times_JxK[j_BxG, i_BxG + 1]
+    alpha_t, alpha_s = self.schedule.alpha(t_BxG), self.schedule.alpha(s_BxG)
+    reveal_BxG = (alpha_s - alpha_t) / (1.0 - alpha_t)
+    weight_BxG = count_BxG.astype(t_BxG.dtype)
+    return Draws(t_BxG, weight_BxG, uniform_BxL, reveal_BxG=reveal_BxG, key_B=key_B)
+
+  def loss(
+    self,
+    fns: ModelFns,
+    batch: Batch,
+    draws: Draws,
+    *,
+    step: jax.Array,
+    dropout_key: jax.Array | None = None,
+  ) -> LossTerms:
+    """See `interfaces.LossTerms`; parts are the cross-entropies and the divergence."""
+    if self.form == "global" and fns.prior is None:
+      return self._md4().loss(fns, batch, draws, step=step, dropout_key=dropout_key)
+    is_masked_BxL, scored_BxL = self._masked(batch, draws)
+    zt_BxL = forward.mask_tokens(batch, is_masked_BxL, self.vocab_size)
+    terms = self._terms(fns, batch, draws, scored_BxL, zt_BxL)
+
+    def decode(z_BxKxGxZ: jax.Array | None) -> _Decoded:
+      count = 1 if z_BxKxGxZ is None else z_BxKxGxZ.shape[1]
+      repeat = lambda array: jnp.repeat(array, count, axis=0)
+      latent = {}
+      if z_BxKxGxZ is not None:
+        latent["latent_BxGxZ"] = z_BxKxGxZ.reshape(-1, *z_BxKxGxZ.shape[2:])
+      prediction = fns.denoise(
+        repeat(zt_BxL),
+        repeat(draws.t_BxG),
+        label_B=None if batch.label_B is None else repeat(batch.label_B),
+        dropout_key=dropout_key,
+        **latent,
+      )
+      return _Decoded(prediction, repeat(batch.x_BxL), repeat(terms.scored_BxL))
+
+    charge_BxG = self._kl_charge(step, batch, scored_BxL, draws)
+    if fns.prior is None:
+      score = self._score_one(decode(None), terms, jnp.zeros_like(charge_BxG), charge_BxG)
+    else:
+      prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
+      score = (
+        self._score_enumerated(decode, terms, prior, draws.key_B)
+        if fns.encode is None
+        else self._score_sampled(decode, fns, batch, terms, prior, draws.key_B, charge_BxG)
+      )
+    loss, nats_BxG, parts_BxG = score
+    nelbo_B, parts = nats_BxG.sum(-1), {name: part.sum(-1) for name, part in parts_BxG.items()}
+    if self.form == "paper" or (self.form == "jump" and not self._is_bounding_jump):
+      surrogates = {f"surrogate_{name}": part_B for name, part_B in parts.items()}
+      return LossTerms(loss, None, batch.tokens_B, surrogates | {"surrogate_nats": nelbo_B})
+    steps = MD4(self.schedule, self.vocab_size, "steps", 1)
+    ends = (self._md4() if self.form == "global" else steps).ends(batch)
+    return LossTerms(loss, sum(ends.values(), start=nelbo_B), batch.tokens_B, parts | ends)
+
+  # Each returns (loss, bound_BxG, its parts).
+
+  def _score_one(self, decoded, terms, kl_BxG, charge_BxG):
+    """One draw of z, with the divergence in a term of its own."""
+    loss, nats_Bx1xG = decoded.nll(terms.weight_BxG[:, None])
+    loss += jnp.sum(terms.kl_weight_BxG * charge_BxG * jnp.maximum(kl_BxG, self.free_nats))
+    parts_BxG = {
+      "diffusion": terms.weight_BxG * nats_Bx1xG[:, 0],
+      "kl": terms.kl_weight_BxG * jax.lax.stop_gradient(kl_BxG),
+    }
+    return loss, parts_BxG["diffusion"] + parts_BxG["kl"], parts_BxG
+
+  def _score_sampled(self, decode, fns, batch, terms, prior, key_B, charge_BxG):
+    """K draws of z from the posterior: -log sum_k w_k, w_k = p(z_k) / (K q(z_k)) prod mu(z_k).
+
+    Its gradient is that of -log w_k averaged with the normalised w_k. They are constants, so the
+    fused cross-entropy serves twice: for the values of w_k, and for the gradient.
+    """
+    posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
+    z_BxKxGxZ = posterior.sample(rngs.fold_each(key_B, 1), self.samples)
+    ratio_BxKxG = prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ)
+    decoded = decode(z_BxKxGxZ)
+    if self.samples == 1:
+      kl_BxG = posterior.kl(prior)
+      kl_BxG = -ratio_BxKxG[:, 0] if kl_BxG is None else kl_BxG
+      return self._score_one(decoded, terms, kl_BxG, charge_BxG)
+    weight_BxG, charge_Bx1xG = terms.weight_BxG, charge_BxG[:, None]
+    fixed_BxKxG = jax.lax.stop_gradient(ratio_BxKxG)
+    nats_BxKxG = decoded.nats(fixed_BxKxG.shape)
+    log_w = lambda charge: charge * fixed_BxKxG - nats_BxKxG
+    bound_BxG = lambda charge: jnp.log(self.samples) - jax.nn.logsumexp(log_w(charge), axis=1)
+    share_BxKxG = weight_BxG[:, None] * jax.nn.softmax(log_w(charge_Bx1xG), axis=1)
+    slope = decoded.nll(share_BxKxG)[0] - jnp.sum(share_BxKxG * charge_Bx1xG * ratio_BxKxG)
+    parts_BxG = {
+      "diffusion": weight_BxG * nats_BxKxG.mean(1),
+      "kl": -weight_BxG * fixed_BxKxG.mean(1),
+    }
+    value = jnp.sum(weight_BxG * bound_BxG(charge_Bx1xG))
+    return _with_slope_of(slope, value), weight_BxG * bound_BxG(1.0), parts_BxG
+
+  def _score_enumerated(self, decode, terms, prior, key_B):
+    """All values of z: -log sum_z p(z) prod mu(z).
+
+    Its gradient in the denoiser is that of -log prod mu(z), averaged over the exact posterior of
+    z; one draw of it spares the backward pass of all other values and has the same mean.
+    """
+    if self.form in ("global", "paper"):
+      raise ValueError(
+        f"objective form '{self.form}' needs a posterior and an enumerated latent has none; set "
+        "latent.enumerated=False, or form 'jump' or 'step'"
+      )
+    z_JxZ, log_p_BxGxJ = prior.support()
+    log_p_BxJxG, weight_BxG = jnp.swapaxes(log_p_BxGxJ, 1, 2), terms.weight_BxG
+    z_JxGxZ = jnp.broadcast_to(z_JxZ[:, None], (*log_p_BxJxG.shape[1:], z_JxZ.shape[1]))
+    every_BxJxGxZ = jnp.broadcast_to(z_JxGxZ[None], (len(log_p_BxJxG), *z_JxGxZ.shape))
+    nats_BxJxG = decode(every_BxJxGxZ).nats(log_p_BxJxG.shape)
+    log_w_BxJxG = jax.lax.stop_gradient(log_p_BxJxG) - nats_BxJxG
+    bound_BxG = -jax.nn.logsumexp(log_w_BxJxG, axis=1)
+    log_posterior_BxJxG = log_w_BxJxG + bound_BxG[:, None]
+    posterior_BxJxG = jnp.exp(log_posterior_BxJxG)
+    pick = lambda key, log_JxG: jax.random.categorical(key, log_JxG, axis=0)
+    chosen_BxG = jax.vmap(pick)(rngs.fold_each(key_B, 2), log_posterior_BxJxG)
+    slope, _ = decode(z_JxZ[chosen_BxG][:, None]).nll(weight_BxG[:, None])
+    slope -= jnp.sum(weight_BxG[:, None] * posterior_BxJxG * log_p_BxJxG)
+    kl_BxJxG = posterior_BxJxG * (log_posterior_BxJxG - jax.lax.stop_gradient(log_p_BxJxG))
+    parts_BxG = {
+      "diffusion": weight_BxG * jnp.sum(posterior_BxJxG * nats_BxJxG, axis=1),
+      "kl": weight_BxG * kl_BxJxG.sum(1),
+    }
+    nelbo_BxG = weight_BxG * bound_BxG
+    return _with_slope_of(slope, nelbo_BxG.sum()), nelbo_BxG, parts_BxG
+
+  def _masked(self, batch, draws):
+    """(what is masked, those of them that are scored)."""
+    if self.blocks == 1:
+      is_masked_BxL = self._md4().is_masked(batch, draws)
+      return is_masked_BxL, is_masked_BxL
+    block_BxL = self._block(batch.free_BxL, draws.block_B)
+    scored_BxL = forward.masked_by_count(draws.count_BxG, draws.uniform_BxL, block_BxL)
+    later_BxL = self._number_L(batch.free_BxL)[None, :] > draws.block_B[:, None]
+    return scored_BxL | (batch.free_BxL & later_BxL), scored_BxL
+
+  def _block(self, free_BxL, block_B):
+    """The free tokens of the chosen blocks."""
+    return free_BxL & (self._number_L(free_BxL)[None, :] == block_B[:, None])
+
+  def _number_L(self, array_BxL):
+    """Number of the block of every position."""
+    length = array_BxL.shape[1]
+    if length % self.blocks:
+      raise ValueError(f"objective blocks {self.blocks} do not divide {length} tokens")
+    return jnp.arange(length) // (length // self.blocks)
+
+  def _terms(self, fns, batch, draws, is_masked_BxL, zt_BxL):
+    """What is scored; examples that only fill the batch have weight 0."""
+    weight_BxG = draws.weight_BxG * batch.weight_B[:, None]
+    if self.form == "global":
+      clues_BxL = forward.mask_tokens(batch, batch.free_BxL, self.vocab_size)
+      once_BxG = jnp.broadcast_to(batch.weight_B[:, None], weight_BxG.shape)
+      return _Terms(is_masked_BxL, weight_BxG, once_BxG, clues_BxL, batch.free_BxL)
+    if self.form in ("jump", "paper"):
+      return _Terms(is_masked_BxL, weight_BxG, weight_BxG, zt_BxL, is_masked_BxL)
+    length, groups = is_masked_BxL.shape[1], weight_BxG.shape[1]
+    if self.posterior_reads == "clean" and fns.encode is not None:
+      masked_BxG = forward.group_sizes(is_masked_BxL, groups)
+      some_BxG = 1.0 - (1.0 - draws.reveal_BxG) ** masked_BxG  # P(S is not empty)
+      weights = weight_BxG * draws.reveal_BxG, weight_BxG * some_BxG
+      return _Terms(is_masked_BxL, *weights, zt_BxL, is_masked_BxL)
+    uniform_BxL = rngs.uniform_each(rngs.fold_each(draws.key_B, 0), (length,))
+    reveal_BxL = forward.group_to_token(draws.reveal_BxG, length)
+    revealed_BxL = is_masked_BxL & (uniform_BxL < reveal_BxL)
+    weight_BxG *= forward.group_sizes(revealed_BxL, groups) > 0
+    return _Terms(revealed_BxL, weight_BxG, weight_BxG, zt_BxL, revealed_BxL)
+
+  def _kl_charge(self, step, batch, scored_BxL, draws):
+    """charge_BxG, the weight of the divergence in the loss at a training step.
+
+    It rises where a block is masked as a whole. Where some of it is visible it is 1 from the start,
+    or the denoiser would learn to read z instead of the visible tokens.
+    """
+    ones_BxG = jnp.ones_like(draws.weight_BxG)
+    if self.kl_hold + self.kl_warmup == 0:
+      return ones_BxG
+    charge = jnp.clip((step - self.kl_hold) / max(self.kl_warmup, 1), 0.0, 1.0)
+    free_BxL = batch.free_BxL
+    if draws.block_B is not None:
+      free_BxL = self._block(free_BxL, draws.block_B)
+    is_whole_B = (scored_BxL == free_BxL).all(-1)
+    return jnp.where(is_whole_B[:, None], charge, ones_BxG)
+
+
+def _with_slope_of(slope: jax.Array, value: jax.Array) -> jax.Array:
+  """`value`, with the gradient of `slope`."""
+  return slope + jax.lax.stop_gradient(value - slope)
