@@ -37,7 +37,7 @@ MISTAKES = {
   ),
   "unknown variant": (
     ["--config=configs/sudoku.py:9x8"],
-    ["there is no variant '9x8'", "4x4, 4x4-several, 9x9"],
+    ["there is no variant '9x8'", "4x4, 4x4-several, vmd, 9x9"],
   ),
   "unknown key": (
     ["--config=configs/synthetic.py", "--config.network.widht=8"],

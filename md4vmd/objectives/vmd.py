@@ -120,7 +120,7 @@ class VMD:
       (
         self.samples == 1 or not is_single,
         f"samples is {self.samples}; one time inside the logarithm of several draws is no bound: "
-        "'global', 'paper' and posterior_reads 'clean' take 1, or evaluate with 'paths'",
+        "'global', 'paper' and posterior_reads 'clean' take 1",
       ),
       (
         self.posterior_reads in ("revealed", "clean"),
@@ -181,9 +181,8 @@ class VMD:
   def bound(self, steps: int, grid: str) -> VMD:
     """A `global` bound for models that hold z, a `step` bound for those that redraw it.
 
-    Models of several blocks are scored at one step per block, whatever the grid.
-
-    A posterior that was trained on jumps has read all masked tokens; it keeps doing so.
+    Models of several blocks are scored at one step per block, whatever the grid. A posterior that
+    was trained on jumps has read all masked tokens; it keeps doing so.
     """
     plain = dataclasses.replace(self, kl_hold=0, kl_warmup=0, free_nats=0.0)
     if self.form in ("global", "paper"):
@@ -204,28 +203,31 @@ class VMD:
       return dataclasses.replace(self._md4().draw(noise, batch), key_B=key_B)
     u_BxG = noise.grid("time", 1)
     uniform_BxL = noise.uniform("mask", batch.x_BxL.shape[1:])
-    if self.form == "jump":
-      place_B = u_BxG[:, 0] * self.blocks
-      block_B = jnp.minimum(place_B.astype(jnp.int32), self.blocks - 1)
-      u_BxG = (place_B - block_B)[:, None]
-      size_BxG = forward.group_sizes(self._block(batch.free_BxL, block_B), 1)
-      partial_BxG = (u_BxG - self.all_masked) / max(1.0 - self.all_masked, 1e-6)
-      count_BxG = forward.count_from_uniform(jnp.clip(partial_BxG, 0.0, 1.0 - 1e-7), size_BxG)
-      count_BxG = jnp.where(u_BxG < self.all_masked, size_BxG, count_BxG)
-      later_B = (self.blocks - 1 - block_B) / self.blocks
-      visible_BxG = (1.0 - later_B[:, None]) - count_BxG / jnp.maximum(size_BxG, 1) / self.blocks
-      t_BxG = self.schedule.alpha_inverse(visible_BxG)
-      weight_BxG = jnp.full_like(t_BxG, self.blocks)
-      return Draws(t_BxG, weight_BxG, uniform_BxL, count_BxG, block_B=block_B, key_B=key_B)
-    # One place u stands for a number of steps and for one of its steps.
-    counts_J = jnp.asarray(self.step_counts)
-    times_JxK = jnp.stack(
-      [
-        jnp.pad(times(self.grid, count), (0, max(self.step_counts) - count))
-        for count in self.step_counts
-      ]
-    )
-    place_BxG = u_BxG * len(self.step_counts)
+    draw = self._draw_jump if self.form == "jump" else self._draw_step
+    return dataclasses.replace(draw(u_BxG, uniform_BxL, batch), key_B=key_B)
+
+  def _draw_jump(self, u_BxG, uniform_BxL, batch):
+    """One place u stands for a block and for the number of its tokens that are masked."""
+    place_B = u_BxG[:, 0] * self.blocks
+    block_B = jnp.minimum(place_B.astype(jnp.int32), self.blocks - 1)
+    u_BxG = (place_B - block_B)[:, None]
+    size_BxG = forward.group_sizes(self._block(batch.free_BxL, block_B), 1)
+    partial_BxG = (u_BxG - self.all_masked) / max(1.0 - self.all_masked, 1e-6)
+    count_BxG = forward.count_from_uniform(jnp.clip(partial_BxG, 0.0, 1.0 - 1e-7), size_BxG)
+    count_BxG = jnp.where(u_BxG < self.all_masked, size_BxG, count_BxG)
+    until_Bx1 = (block_B[:, None] + 1.0) / self.blocks
+    visible_BxG = until_Bx1 - count_BxG / jnp.maximum(size_BxG, 1) / self.blocks
+    t_BxG = self.schedule.alpha_inverse(visible_BxG)
+    weight_BxG = jnp.full_like(t_BxG, self.blocks)
+    return Draws(t_BxG, weight_BxG, uniform_BxL, count_BxG, block_B=block_B)
+
+  def _draw_step(self, u_BxG, uniform_BxL, batch):
+    """One place u stands for a number of steps and for one of its steps."""
+    del batch
+    counts_J, most = jnp.asarray(self.step_counts), max(self.step_counts)
+    grids = [times(self.grid, count) for count in self.step_counts]
+    times_JxK = jnp.stack([jnp.pad(grid, (0, most + 1 - len(grid))) for grid in grids])
+    place_BxG = u_BxG * len(grids)
     j_BxG = place_BxG.astype(jnp.int32)
     count_BxG = counts_J[j_BxG]
     i_BxG = jnp.minimum(((place_BxG - j_BxG) * count_BxG).astype(jnp.int32), count_BxG - 1)
@@ -233,7 +235,7 @@ class VMD:
     alpha_t, alpha_s = self.schedule.alpha(t_BxG), self.schedule.alpha(s_BxG)
     reveal_BxG = (alpha_s - alpha_t) / (1.0 - alpha_t)
     weight_BxG = count_BxG.astype(t_BxG.dtype)
-    return Draws(t_BxG, weight_BxG, uniform_BxL, reveal_BxG=reveal_BxG, key_B=key_B)
+    return Draws(t_BxG, weight_BxG, uniform_BxL, reveal_BxG=reveal_BxG)
 
   def loss(
     self,
