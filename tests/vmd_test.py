@@ -20,7 +20,7 @@ from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4, VMD
 from md4vmd.schedules import TABLE
 from md4vmd.schedules.linear import Linear
-from tests import toys
+from tests import shrunken, toys
 
 L, V, J = 3, 3, 4
 X_L = np.array([2, 0, 1])
@@ -33,11 +33,26 @@ def enumerated(fns):
   return ModelFns(fns.denoise, None, fns.prior)
 
 
-def evaluate(objective, fns, x_L=X_L, rows=ROWS, **fields):
+def evaluate(objective, fns, x_L=X_L, rows=ROWS, compiled=True, **fields):
   """LossTerms of many independent draws for one sequence."""
   batch = toys.make_batch(np.tile(x_L, (rows, 1)), **fields)
-  draws = objective.draw(rngs.batch_noise(jax.random.key(0), rows), batch)
-  return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+  def loss(key):
+    draws = objective.draw(rngs.batch_noise(key, rows), batch)
+    return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+  return (jax.jit(loss) if compiled else loss)(jax.random.key(0))
+
+
+def law(fns, schedule, times, x_NxL, **settings):
+  """exact_log_prob, compiled."""
+  exact = lambda times, x_NxL: exact_log_prob(fns, schedule, times, x_NxL, V, **settings)
+  return np.asarray(jax.jit(exact)(times, jnp.asarray(x_NxL)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 def mean(values_B):
@@ -105,7 +120,7 @@ def test_step_averages_to_the_enumerated_bound_above_the_exact_law(steps, exact,
   measured, error = mean(terms.nelbo_B)
   assert abs(measured - bound) < 4 * error + 1e-9 and error < 0.05 * bound
   times = samplers.times("uniform", steps)
-  nll = -float(exact_log_prob(enumerated(FNS), Linear(), times, X_L[None], V)[0])
+  nll = -float(law(enumerated(FNS), Linear(), times, X_L[None])[0])
   if exact and steps == 1:
     assert bound == pytest.approx(nll, rel=1e-9)
   else:
@@ -117,7 +132,7 @@ def test_a_posterior_that_reads_all_tokens_is_looser_and_still_a_bound(x64):
   objective = VMD(Linear(), V, "step", step_counts=(3,), posterior_reads="clean")
   measured, error = mean(evaluate(objective, FNS, rows=4 * ROWS).nelbo_B)
   times = samplers.times("uniform", 3)
-  nll = -float(exact_log_prob(enumerated(FNS), Linear(), times, X_L[None], V)[0])
+  nll = -float(law(enumerated(FNS), Linear(), times, X_L[None])[0])
   assert measured - 4 * error > nll
 
 
@@ -135,18 +150,18 @@ def test_global_is_above_the_law_of_a_sampler_that_holds_z(schedule, x64):
   objective = VMD(schedule, V, "global", estimator="steps", steps=4)
   measured, error = mean(evaluate(objective, FNS).nelbo_B)
   times = samplers.times("uniform", 4)
-  nll = -exact_log_prob(enumerated(FNS), schedule, times, X_L[None], V, latent_refresh="once")[0]
+  nll = -law(enumerated(FNS), schedule, times, X_L[None], latent_refresh="once")[0]
   assert measured - 4 * error > nll
   all_X = toys.sequences(L, V)
   for refresh in ("once", "step"):
-    p_X = np.exp(exact_log_prob(enumerated(FNS), schedule, times, all_X, V, latent_refresh=refresh))
+    p_X = np.exp(law(enumerated(FNS), schedule, times, all_X, latent_refresh=refresh))
     assert p_X.sum() == pytest.approx(1.0, abs=1e-10)
 
 
 def test_the_two_refreshes_are_different_laws(x64):
   times = samplers.times("uniform", 4)
   once, step = (
-    exact_log_prob(enumerated(FNS), Linear(), times, X_L[None], V, latent_refresh=refresh)[0]
+    law(enumerated(FNS), Linear(), times, X_L[None], latent_refresh=refresh)[0]
     for refresh in ("once", "step")
   )
   assert abs(once - step) > 1e-3
@@ -488,7 +503,7 @@ def test_clues_are_seen_by_prior_and_posterior_and_never_scored(form):
     return call
 
   fns = ModelFns(*(spy(role, getattr(FNS, role)) for role in ("denoise", "encode", "prior")))
-  terms = evaluate(VMD(Linear(), V, form), fns, rows=64, given_BxL=given_BxL)
+  terms = evaluate(VMD(Linear(), V, form), fns, rows=64, compiled=False, given_BxL=given_BxL)
   assert {role for role, _ in seen} == {"denoise", "encode", "prior"}
   for _, tokens_BxL in seen:
     assert (tokens_BxL[:, 1] == X_L[1]).all()
@@ -551,7 +566,5 @@ def test_samples_follow_the_exact_law_of_their_refresh(refresh):
   x_BxL = np.asarray(draw(jax.random.key(5)))
   counts_X = np.bincount(x_BxL @ V ** np.arange(L)[::-1], minlength=V**L)
   all_X = toys.sequences(L, V)
-  p_X = np.exp(
-    np.asarray(exact_log_prob(fns, Linear(), times, all_X, V, latent_refresh=refresh), np.float64)
-  )
+  p_X = np.exp(np.asarray(law(fns, Linear(), times, all_X, latent_refresh=refresh), np.float64))
   assert scipy.stats.chisquare(counts_X, count * p_X / p_X.sum()).pvalue > 1e-3
