@@ -19,7 +19,8 @@ import numpy as np
 
 PRIORS = ("standard", "learned", "conditional")
 _LARGEST_LOG_SCALE = 5.0
-_MOST_ENUMERATED = 1024
+_MOST_ENUMERATED = 1024  # unless asked for
+_LARGEST_TABLE = 65_536
 
 
 class Support(NamedTuple):
@@ -387,6 +388,11 @@ class CategoricalFamily:
     for name, smallest in least.items():
       if getattr(self, name) < smallest:
         raise ValueError(f"latent {name} is {getattr(self, name)}; it must be at least {smallest}")
+    if self.enumerated and self.classes**self.codes > _LARGEST_TABLE:
+      raise ValueError(
+        f"latent codes {self.codes} of {self.classes} classes have {self.classes**self.codes:,} "
+        f"values; at most {_LARGEST_TABLE:,} are enumerated: leave latent.enumerated out"
+      )
     if self.scale <= 0 or self.temperature <= 0:
       raise ValueError(
         f"latent scale {self.scale} and temperature {self.temperature} must be positive"

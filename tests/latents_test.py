@@ -127,6 +127,7 @@ def test_a_posterior_of_zeros_is_the_standard_prior(family, zero_is_standard):
     (lambda: latents.MixtureFamily(components=0), "components 0 must be at least 1"),
     (lambda: latents.CategoricalFamily(classes=1), "classes is 1; it must be at least 2"),
     (lambda: latents.CategoricalFamily(scale=0.0), "scale 0.0"),
+    (lambda: latents.CategoricalFamily(9, 10, enumerated=True), "1,000,000,000 values"),
   ],
 )
 def test_settings_that_mean_nothing_are_refused(make, rule):

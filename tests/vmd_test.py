@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -286,15 +287,9 @@ def network():
   params = made.init(jax.random.key(0), jnp.zeros((1, L), int))["params"]
   params = jax.tree.map(
     lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-    jax.tree.map(lambda leaf: leaf, nn_unbox(params)),
+    nn.unbox(params),
   )
   return made, params
-
-
-def nn_unbox(tree):
-  import flax.linen as nn
-
-  return nn.unbox(tree)
 
 
 def _zeroed(params, *path):
@@ -356,7 +351,7 @@ def test_a_latent_moves_the_prediction_as_condition_and_as_tokens():
       V, width=16, depth=1, heads=2, condition_width=8, time_conditioning=False, adaln_zero=False
     )
     made = networks.with_latent(denoiser, latents.GaussianFamily(width=2), tokens=tokens)
-    params = nn_unbox(made.init(jax.random.key(0), jnp.zeros((1, L), int))["params"])
+    params = nn.unbox(made.init(jax.random.key(0), jnp.zeros((1, L), int))["params"])
     denoise = networks.bind(made, params).denoise
     zt_BxL = jnp.full((1, L), V)
     logits = [
