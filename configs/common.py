@@ -62,13 +62,17 @@ def base() -> Any:
     }
   )
 
-  # md4: estimator is count | time | steps (then steps is T)
+  # md4, sedd: estimator is count | time | steps (md4 alone; then steps is T, and auxiliary D3PM's)
+  # genmd4: power is learned | frozen
   # vmd: form is global | step | jump | paper
   config.objective = ConfigDict(
     {
       "name": "md4",
-      "estimator": "count",
+      "estimator": placeholder(str),
       "steps": placeholder(int),
+      "auxiliary": placeholder(float),
+      "power": placeholder(str),
+      "power_decay": placeholder(float),
       "form": placeholder(str),
       "samples": placeholder(int),
       "step_counts": placeholder(tuple),
@@ -80,7 +84,8 @@ def base() -> Any:
     }
   )
 
-  # ancestral | top_prob | margin | entropy, over a uniform or cosine grid of times
+  # ancestral | top_prob | margin | entropy, over a uniform or cosine grid of times;
+  # token_ancestral for genmd4
   config.sampler = ConfigDict(
     {
       "name": "ancestral",

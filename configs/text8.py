@@ -6,6 +6,9 @@ and with --config.data.valid_path the two files are train and valid.
 
 Variants:
   small (default): 3 layers x 192, length 128, for two CPU cores.
+  genmd4: small with a learned schedule for every character (w from 1) and its own sampler.
+  sedd: small trained by score entropy; the part "normalised" of its bound is MD4's.
+  d3pm: small in 1000 discrete steps with the auxiliary cross-entropy of D3PM.
   vmd: small with a Gaussian latent, trained on the bounds of samplers with 8 to 64 steps.
   md4: the settings of the paper, with its continuous-time estimator. Batch 512 wants an
     accelerator or several.
@@ -16,7 +19,7 @@ Infilling: --mode=sample --config.sampler.prompt="skydiving is a fun sport [MASK
 
 from configs import common
 
-VARIANTS = ["small", "vmd", "md4"]
+VARIANTS = ["small", "genmd4", "sedd", "d3pm", "vmd", "md4"]
 
 
 def get_config(variant: str = "small"):
@@ -30,10 +33,20 @@ def get_config(variant: str = "small"):
   config.sampler.update({"steps": 128, "count": 4})
   config.evaluators.likelihood.draws = 4
   config.run.then = ("evaluate", "sample")
-  if variant in ("small", "vmd"):
+  if variant != "md4":
     config.network.update({"width": 192, "depth": 3, "heads": 3})
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200})
     config.run.update({"steps": 3000, "batch_size": 32, "log_every": 100, "checkpoint_every": 500})
+  if variant in ("genmd4", "d3pm"):
+    config.network.update({"time_conditioning": True, "condition_width": 64})
+  if variant == "genmd4":
+    config.objective.name = "genmd4"
+    config.sampler.name = "token_ancestral"
+    config.evaluators.token_power = {}
+  if variant == "sedd":
+    config.objective.name = "sedd"
+  if variant == "d3pm":
+    config.objective.update({"estimator": "steps", "steps": 1000, "auxiliary": 0.01})
   if variant == "vmd":
     config.network.update({"condition_width": 64, "open_gates": True})
     config.latent.update({"name": "gaussian", "width": 32, "reader_depth": 1})

@@ -145,14 +145,23 @@ def model(config: Config) -> Model:
   objective = _from_table(
     objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
   )
+  network = _network(config, vocab_size)
+  if isinstance(objective, objectives.GenMD4):
+    network = networks.TokenPowerNetwork(network, objective.initial_power)
   sampling = {"latent_refresh": objective.latent_refresh} | _settings(config.sampler)
+  sampling = _call(_sampling, sampling, "sampler")
+  if sampling.step.is_by_token != isinstance(network, networks.TokenPowerNetwork):
+    raise ValueError(
+      f"objective '{config.objective.name}' and sampler '{config.sampler.name}' do not fit: "
+      "'genmd4' is sampled by 'token_ancestral', and nothing else is"
+    )
   return Model(
     dataset=dataset,
     schedule=schedule,
-    network=_network(config, vocab_size),
+    network=network,
     objective=objective,
     optimizer=_call(Optimizer, _settings(config.optimizer), "optimizer", steps=run.steps),
-    sampling=_call(_sampling, sampling, "sampler"),
+    sampling=sampling,
     run=run,
     mesh=mesh,
     seed=config.seed,

@@ -52,7 +52,8 @@ def run_all(
   """
   numbers = {}
   for name, evaluator in made.items():
-    figures = evaluator.run(step, params)
+    figures = dict(evaluator.run(step, params))
+    picture = figures.pop("picture", None)
     record = {
       "checkpoint": str(writers.workdir / "checkpoints" / str(step)),
       "step": step,
@@ -65,8 +66,12 @@ def run_all(
     }
     path = writers.write_evaluation(step, name, record)
     say(f"\n{name} at step {step} ({figures.get('convention', '')}), written to {path}")
+    if picture is not None and jax.process_index() == 0:
+      picture.save(path.with_suffix(".png"))
     for key, value in figures.items():
       if isinstance(value, int | float):
         numbers[f"{name}/{key}"] = value
         say(f"  {key:<50} {value:,.6g}")
+      elif key != "convention":
+        say(f"  {key}: {value}")
   return numbers

@@ -143,6 +143,20 @@ class Prediction(Protocol):
     """
     ...
 
+  def weighted_loss(
+    self,
+    row_loss: Callable[..., Any],
+    x_BxL: jax.Array,
+    weight_BxL: jax.Array,
+    values_V: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(sum of weight * row_loss, its unweighted nats_BxL, -log mu[x] as nll_BxL).
+
+    `row_loss` is a function of `md4vmd.row_losses`. The sum is differentiable in the values too;
+    weights, nats and nll carry no gradient.
+    """
+    ...
+
   def map_rows(
     self,
     function: Callable[..., Any],
@@ -170,11 +184,14 @@ class ModelFns(NamedTuple):
   encode: (x_BxL, zt_BxL, where_BxL, *, label_B=None) -> latents.Distribution q(z | x_S, z_t), S
     being `where`; None where the latent is enumerated.
   prior: (zt_BxL, *, label_B=None) -> latents.Distribution p(z | z_t); None without a latent.
+  token_power: () -> power_V, w of the schedule alpha(t) = 1 - t^w of each token; None where all
+    tokens share one schedule.
   """
 
   denoise: Callable[..., Prediction]
   encode: Callable[..., Any] | None = None
   prior: Callable[..., Any] | None = None
+  token_power: Callable[[], jax.Array] | None = None
 
 
 class Objective(Protocol):
@@ -231,6 +248,11 @@ class Plan(NamedTuple):
 class SamplerStep(Protocol):
   """One rule of unmasking; a frozen dataclass. `samplers.loop` runs it, with a key per sequence."""
 
+  @property
+  def is_by_token(self) -> bool:
+    """Whether it samples models with a schedule for each token, and no others."""
+    ...
+
   def init(
     self,
     key_B: jax.Array,
@@ -263,5 +285,8 @@ class Evaluator(Protocol):
   """A measurement of a model on a whole split."""
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
-    """Flat mapping from names with units, such as `valid/nelbo_bits_per_token`, to values."""
+    """Flat mapping from names with units, such as `valid/nelbo_bits_per_token`, to values.
+
+    Strings are shown beside the numbers; "picture", an image, is saved beside the JSON file.
+    """
     ...

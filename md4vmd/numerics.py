@@ -1,4 +1,4 @@
-"""The head fused with its cross-entropy, walking only the rows that need it.
+"""The head fused with the loss of its rows, walking only those that need it.
 
 Logits exist for one chunk of rows at a time. The rows with non-zero weight are gathered to the
 front and a loop with a dynamic trip count walks them, so no row is ever dropped and no work is
@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+
+from md4vmd.row_losses import RowLoss, Rows, power_gradient
 
 ROWS = PartitionSpec(("data", "fsdp"), "tensor")  # how [B, L] arrays are cut for row work
 
@@ -55,72 +57,83 @@ def _walk(is_active_N, chunk, body, carry):
   return jax.lax.fori_loop(0, chunks, step, carry)
 
 
-def _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size):
-  """(features, targets, exp(logit - largest logit), its sum, nats) of a chunk."""
+def _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size):
+  """(features, `Rows`) of a chunk."""
   h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
   x_K = x_N.at[rows_K].get(mode="fill", fill_value=0)
   logits_KxP = chunk_logits(h_KxD, kernel_DxP, vocab_size)
   largest_K = logits_KxP.max(-1)
   mu_KxP = jnp.exp(logits_KxP - largest_K[:, None])  # not normalised
   sum_K = mu_KxP.sum(-1)
-  nll_K = largest_K + jnp.log(sum_K) - jnp.take_along_axis(logits_KxP, x_K[:, None], -1)[:, 0]
-  return h_KxD, x_K, mu_KxP, sum_K, nll_K
+  log_normaliser_K = largest_K + jnp.log(sum_K)
+  nll_K = log_normaliser_K - jnp.take_along_axis(logits_KxP, x_K[:, None], -1)[:, 0]
+  return h_KxD, Rows(x_K, mu_KxP, sum_K, nll_K, log_normaliser_K, values_P, vocab_size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _weighted_nll(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
-  def body(rows_K, nats_N):
-    *_, nll_K = _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size)
-    return nats_N.at[rows_K].set(nll_K, mode="drop")
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunk):
+  def body(rows_K, carry):
+    nats_N, nll_N = carry
+    _, rows = _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size)
+    nats_K, _, _ = row_loss(rows)
+    return (
+      nats_N.at[rows_K].set(nats_K, mode="drop"),
+      nll_N.at[rows_K].set(rows.nll_K, mode="drop"),
+    )
 
   start = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
-  nats_N = _walk(weight_N != 0, chunk, body, start)
-  return jnp.sum(nats_N * weight_N), nats_N
+  nats_N, nll_N = _walk(weight_N != 0, chunk, body, (start, start))
+  return jnp.sum(nats_N * weight_N), nats_N, nll_N
 
 
-def _weighted_nll_forward(hidden_NxD, kernel_DxP, x_N, weight_N, vocab_size, chunk):
+def _weighted_loss_forward(
+  hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunk
+):
   def body(rows_K, carry):
-    nats_N, dhidden_NxD, dkernel_DxP = carry
-    h_KxD, x_K, mu_KxP, sum_K, nll_K = _chunk_nll(hidden_NxD, kernel_DxP, x_N, rows_K, vocab_size)
-    # weight * (mu - one_hot), with mu's normaliser and the weight left to factors on [K, D].
-    residual_KxP = mu_KxP.at[jnp.arange(x_K.shape[0]), x_K].add(-sum_K).astype(h_KxD.dtype)
-    scale_Kx1 = (weight_N.at[rows_K].get(mode="fill", fill_value=0) / sum_K)[:, None]
+    nats_N, nll_N, dhidden_NxD, dkernel_DxP, dvalues_P = carry
+    h_KxD, rows = _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size)
+    # The scale and the weight are left to factors on [K, D].
+    nats_K, residual_KxP, scale_K = row_loss(rows)
+    residual_KxP = residual_KxP.astype(h_KxD.dtype)
+    weight_K = weight_N.at[rows_K].get(mode="fill", fill_value=0)
+    scale_Kx1 = (weight_K * scale_K)[:, None]
     dh_KxD = scale_Kx1 * jnp.matmul(
-      residual_KxP, kernel_DxP.T.astype(h_KxD.dtype), preferred_element_type=sum_K.dtype
+      residual_KxP, kernel_DxP.T.astype(h_KxD.dtype), preferred_element_type=scale_K.dtype
     )
     # Laid out before the product: as a transpose folded into it, it takes half as long again.
     h_DxK = jax.lax.optimization_barrier((scale_Kx1 * h_KxD).astype(h_KxD.dtype).T)
     dkernel_DxP += jnp.matmul(h_DxK, residual_KxP, preferred_element_type=dkernel_DxP.dtype)
+    if dvalues_P is not None:
+      dvalues_P += power_gradient(rows, weight_K)
     return (
-      nats_N.at[rows_K].set(nll_K, mode="drop"),
+      nats_N.at[rows_K].set(nats_K, mode="drop"),
+      nll_N.at[rows_K].set(rows.nll_K, mode="drop"),
       dhidden_NxD.at[rows_K].set(dh_KxD.astype(dhidden_NxD.dtype), mode="drop"),
       dkernel_DxP,
+      dvalues_P,
     )
 
-  start = (
-    jnp.zeros(x_N.shape, wide(hidden_NxD.dtype)),
-    jnp.zeros_like(hidden_NxD),
-    jnp.zeros_like(kernel_DxP),
-  )
-  nats_N, dhidden_NxD, dkernel_DxP = _walk(weight_N != 0, chunk, body, start)
-  return (jnp.sum(nats_N * weight_N), nats_N), (dhidden_NxD, dkernel_DxP)
+  zeros_N = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
+  gradients = jax.tree.map(jnp.zeros_like, (hidden_NxD, kernel_DxP, values_P))
+  nats_N, nll_N, *gradients = _walk(weight_N != 0, chunk, body, (zeros_N, zeros_N, *gradients))
+  return (jnp.sum(nats_N * weight_N), nats_N, nll_N), gradients
 
 
-def _weighted_nll_backward(vocab_size, chunk, gradients, cotangents):
-  del vocab_size, chunk
-  scale, _ = cotangents  # the nats are reported without gradient
-  dhidden_NxD, dkernel_DxP = gradients
-  return (dhidden_NxD * scale.astype(dhidden_NxD.dtype), dkernel_DxP * scale, None, None)
+def _weighted_loss_backward(row_loss, vocab_size, chunk, gradients, cotangents):
+  del row_loss, vocab_size, chunk
+  scale, *_ = cotangents  # the nats are reported without gradient
+  scaled = jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients)
+  return (*scaled, None, None)
 
 
-_weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)
+_weighted_loss.defvjp(_weighted_loss_forward, _weighted_loss_backward)
 
 
-def _on_shards(function, example_BxL, arguments_BxL, kernel_DxP) -> Any:
-  """Runs `function(kernel, *arguments)` once per shard of the rows of the mesh in use, if any."""
+def _on_shards(function, example_BxL, arguments_BxL, head) -> Any:
+  """Runs `function(head, *arguments)` once per shard of the rows of the mesh in use, if any."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return function(kernel_DxP, *arguments_BxL)
+    return function(head, *arguments_BxL)
   batch, length = example_BxL.shape
   rows_axes = mesh.shape["data"] * mesh.shape["fsdp"]
   spec = PartitionSpec(
@@ -132,46 +145,57 @@ def _on_shards(function, example_BxL, arguments_BxL, kernel_DxP) -> Any:
     in_specs=(PartitionSpec(), *(spec for _ in arguments_BxL)),
     out_specs=spec,
     check_vma=False,
-  )(kernel_DxP, *arguments_BxL)
+  )(head, *arguments_BxL)
 
 
-def weighted_nll(
+def weighted_loss(
+  row_loss: RowLoss,
   hidden_BxLxD: jax.Array,
   kernel_DxP: jax.Array,
   x_BxL: jax.Array,
   weight_BxL: jax.Array,
+  values_V: jax.Array | None = None,
   *,
   vocab_size: int,
   chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Sum of weight * -log softmax(hidden @ kernel)[x] over rows, and the nats of each row.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Sum over rows of weight * row_loss of the logits hidden @ kernel and the target x.
 
   Args:
+    row_loss: one of `row_losses`.
     hidden_BxLxD: features before the head; their dtype is the dtype of the matmuls.
     kernel_DxP: the head, padded to P >= vocab_size columns.
     x_BxL: target tokens in [0, vocab_size).
     weight_BxL: constants; rows of weight 0 are skipped and report 0 nats.
+    values_V: a value per token, for `power_weighted` alone.
     vocab_size: V; the columns behind it get probability 0.
     chunk: rows whose logits exist at one time.
 
   Returns:
-    (scalar sum in `wide`, differentiable in hidden and kernel; nats_BxL without gradient).
+    (scalar sum in `wide`, differentiable in hidden, kernel and values; nats_BxL of the loss and
+    nll_BxL = -log mu[x], both without gradient).
   """
 
-  def shard(kernel_DxP, hidden_BxLxD, x_BxL, weight_BxL):
-    total, nats_N = _weighted_nll(  # pyright: ignore[reportGeneralTypeIssues]
+  def shard(head, hidden_BxLxD, x_BxL, weight_BxL):
+    kernel_DxP, values_P = head
+    total, *nats = _weighted_loss(  # pyright: ignore[reportGeneralTypeIssues]
       hidden_BxLxD.reshape(-1, hidden_BxLxD.shape[-1]),
       kernel_DxP,
+      values_P,
       x_BxL.reshape(-1),
       weight_BxL.reshape(-1),
+      row_loss,
       vocab_size,
       min(chunk, x_BxL.size),
     )
-    return total[None, None], nats_N.reshape(x_BxL.shape)
+    return total[None, None], *(nats_N.reshape(x_BxL.shape) for nats_N in nats)
 
+  if values_V is not None:
+    values_V = jnp.pad(values_V, (0, kernel_DxP.shape[1] - vocab_size))
   weight_BxL = jax.lax.stop_gradient(weight_BxL)
-  totals, nats_BxL = _on_shards(shard, x_BxL, (hidden_BxLxD, x_BxL, weight_BxL), kernel_DxP)
-  return totals.sum(), jax.lax.stop_gradient(nats_BxL)
+  rows = (hidden_BxLxD, x_BxL, weight_BxL)
+  totals, nats_BxL, nll_BxL = _on_shards(shard, x_BxL, rows, (kernel_DxP, values_V))
+  return totals.sum(), jax.lax.stop_gradient(nats_BxL), jax.lax.stop_gradient(nll_BxL)
 
 
 def map_rows(

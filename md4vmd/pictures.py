@@ -189,6 +189,50 @@ def curve(
   return image
 
 
+def bars(
+  labels: Sequence[str],
+  values_N: np.ndarray,
+  *,
+  title: str,
+  reference: float,
+) -> Image.Image:
+  """One horizontal bar per label, from a reference line to the value.
+
+  Args:
+    labels: names, top to bottom.
+    values_N: finite values.
+    title: line above the bars.
+    reference: where the bars begin.
+
+  Raises:
+    ValueError: no labels, or not as many values.
+  """
+  values_N = np.asarray(values_N, float)
+  if not len(labels) or values_N.shape != (len(labels),):
+    raise ValueError(f"{len(labels)} labels need as many values, found shape {values_N.shape}")
+  font, title_font = ImageFont.load_default(size=14), ImageFont.load_default(size=16)
+  texts = [_printable(label) if label.strip() else "space" for label in labels]
+  ticks = _ticks(min(reference, values_N.min()), max(reference, values_N.max()), 6)
+  row, top, plot = 22, 60, 420
+  left = 40 + math.ceil(max(font.getlength(text) for text in texts))
+  image = Image.new("RGB", (left + plot + 80, top + row * len(texts) + 40), _WHITE)
+  draw = ImageDraw.Draw(image)
+  at = lambda value: left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * plot
+  bottom = top + row * len(texts)
+  draw.text((18, 18), title, fill=_INK, font=title_font, anchor="la")
+  for tick in ticks:
+    draw.line((at(tick), top, at(tick), bottom), fill=_GRID)
+    draw.text((at(tick), bottom + 8), _tick_text(tick, ticks), fill=_SOFT, font=font, anchor="ma")
+  for i, (text, value) in enumerate(zip(texts, values_N, strict=True)):
+    y = top + i * row
+    low, high = sorted((at(reference), at(value)))
+    draw.rectangle((low, y + 4, high, y + row - 5), fill=_SERIES[int(value < reference)])
+    draw.text((left - 12, y + row / 2), text, fill=_INK, font=font, anchor="rm")
+    draw.text((high + 6, y + row / 2), f"{value:.3f}", fill=_SOFT, font=font, anchor="lm")
+  draw.line((at(reference), top, at(reference), bottom), fill=_INK)
+  return image
+
+
 class _Frame:
   """The rectangle of a plot: where data go, and everything around them."""
 

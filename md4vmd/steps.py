@@ -139,8 +139,8 @@ def bound_step(
   objective: Objective,
   draws: int,
   seed: int,
-) -> jax.Array:
-  """nelbo_B in nats for one of `draws` draws of every example.
+) -> dict[str, jax.Array]:
+  """The bound "nelbo" and its parts in nats, [B], for one of `draws` draws of every example.
 
   The noise depends on (seed, index of the example, draw) alone.
   """
@@ -156,7 +156,7 @@ def bound_step(
       f"{type(objective).__name__} as configured is no bound on -log p(x); "
       "evaluate it with an objective that is one"
     )
-  return terms.nelbo_B
+  return {"nelbo": terms.nelbo_B, **terms.parts}
 
 
 def sample_step(

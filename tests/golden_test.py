@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from md4vmd import networks
+from md4vmd import networks, row_losses
 from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4
+from md4vmd.objectives.genmd4 import log_probability
 from md4vmd.schedules import TABLE
 from tests import toys
 
@@ -106,6 +108,43 @@ def test_the_reconstruction_term_is_the_reference(golden, name, x64):
   np.testing.assert_allclose(terms.parts["reconstruction"], reconstruction_B, rtol=rtol)
   prior_B = np.full(len(golden["x"]), length * EPS * np.log(MASK))  # the reference drops it
   np.testing.assert_allclose(terms.parts["prior"], prior_B, rtol=1e-9)
+
+
+@both_losses
+def test_genmd4_is_the_reference_with_its_gradient_in_the_powers(golden):
+  """Its two draws at t, and d/dw of 0.5 (f1 + f2) + 0.5 (f1 - f2) (log q1 - log q2), f constant."""
+  x_BxL, t_Bx1 = jnp.asarray(golden["x"]), jnp.asarray(golden["t"])[:, None]
+  raw_V = jnp.asarray(golden["w"])
+  scale = math.log1p(-EPS)  # the reference's 1 - alpha = (1 - eps) t^w
+
+  def draw(raw_V, number):
+    power_V = jax.nn.softplus(raw_V)
+    is_masked_BxL = jnp.asarray(golden[f"zt{number}"] == MASK)
+    prediction = toys.Logits(jnp.asarray(golden[f"logits{number}"]))
+    weight_BxL = jnp.where(is_masked_BxL, 1.0 / t_Bx1, 0.0)
+    total, nats_BxL, _ = prediction.weighted_loss(
+      row_losses.power_weighted, x_BxL, weight_BxL, power_V
+    )
+    log_rate_BxL = scale + power_V[x_BxL] * jnp.log(t_Bx1)
+    log_q_B = log_probability(log_rate_BxL, is_masked_BxL).sum(-1)
+    return total, jnp.sum(weight_BxL * nats_BxL, axis=-1), log_q_B
+
+  def surrogate(raw_V):
+    total, f1_B, log_q1_B = draw(raw_V, "")
+    total2, f2_B, log_q2_B = draw(raw_V, "2")
+    rloo_B = 0.5 * (f1_B - f2_B) * (log_q1_B - log_q2_B)
+    return (0.5 * (total + total2) + rloo_B.sum()) / len(x_BxL), (f1_B, f2_B, rloo_B)
+
+  gradient_V, terms = jax.jit(jax.grad(surrogate, has_aux=True))(raw_V)
+  for ours, name in zip(
+    terms, ("diffusion_nats", "diffusion_nats2", "rloo_surrogate"), strict=True
+  ):
+    scale = np.abs(golden[f"genmd4/{name}"]).max()
+    np.testing.assert_allclose(ours, golden[f"genmd4/{name}"], rtol=1e-4, atol=1e-6 * scale)
+  expected_V = golden["genmd4/grad_w_of_mean_surrogate"]
+  np.testing.assert_allclose(
+    gradient_V, expected_V, rtol=1e-4, atol=1e-6 * np.abs(expected_V).max()
+  )
 
 
 @both_transformers

@@ -14,7 +14,7 @@ import pytest
 _ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = {
-  0: ("interfaces", "rngs", "numerics", "latents"),
+  0: ("interfaces", "rngs", "row_losses", "numerics", "latents"),
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "checkpoints", "writers",
@@ -24,8 +24,10 @@ FLOORS = {
   6: ("main",),
 }  # fmt: skip
 
-# Imports within a floor: the trainer evaluates, the jobs share the state that they restore.
+# Imports within a floor: the fused head sums row losses, the trainer evaluates, the jobs share the
+# state that they restore.
 SAME_FLOOR = {
+  "numerics": ("row_losses",),
   "train": ("evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
   "sample": ("train_state",),

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from md4vmd import numerics, partitioning
+from md4vmd import numerics, partitioning, row_losses
+from tests import toys
 
 B, L, D, V, P = 3, 5, 4, 7, 16  # 15 rows; no chunk below divides them
 LEAST_WEIGHT = 0.5
@@ -26,15 +27,20 @@ def _inputs(*, batch=B, length=L, active="some", dtype=jnp.float32):
 def _plain(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL):
   """The same sum from all logits at once."""
   logits_BxLxV = jnp.einsum("bld,dv->blv", hidden_BxLxD, kernel_DxP[:, :V])
-  log_mu_BxLxV = jax.nn.log_softmax(logits_BxLxV)
-  nll_BxL = -jnp.take_along_axis(log_mu_BxLxV, x_BxL[:, :, None], axis=-1)[:, :, 0]
-  return jnp.sum(weight_BxL * nll_BxL), jnp.where(weight_BxL != 0, nll_BxL, 0.0)
+  return toys.Logits(logits_BxLxV).weighted_nll(x_BxL, weight_BxL)
 
 
 def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk):
-  return numerics.weighted_nll(
-    hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, vocab_size=V, chunk=chunk
+  total, nats_BxL, _ = numerics.weighted_loss(
+    row_losses.cross_entropy,
+    hidden_BxLxD,
+    kernel_DxP,
+    x_BxL,
+    weight_BxL,
+    vocab_size=V,
+    chunk=chunk,
   )
+  return total, nats_BxL
 
 
 @functools.cache
@@ -77,6 +83,31 @@ def test_weighted_nll_is_the_plain_cross_entropy_with_its_gradients(chunk, activ
 @pytest.mark.parametrize("active", ["some", "all"])
 def test_weighted_nll_is_the_plain_cross_entropy_in_float32(active):
   _compare(4, active, rtol=1e-5)
+
+
+@pytest.mark.parametrize("row_loss", list(toys.PLAIN_ROW_LOSSES), ids=lambda f: f.__name__)
+def test_every_row_loss_is_the_plain_formula_with_its_gradients(row_loss, x64):
+  hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL = _inputs(dtype=jnp.float64)
+  values_V = jnp.linspace(0.5, 2.0, V) if row_loss is row_losses.power_weighted else None
+
+  def fused(hidden_BxLxD, kernel_DxP, values_V):
+    total, *nats = numerics.weighted_loss(
+      row_loss, hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, values_V, vocab_size=V, chunk=4
+    )
+    return 3.0 * total, nats
+
+  def plain(hidden_BxLxD, kernel_DxP, values_V):
+    prediction = toys.Logits(jnp.einsum("bld,dv->blv", hidden_BxLxD, kernel_DxP[:, :V]))
+    total, *nats = prediction.weighted_loss(row_loss, x_BxL, weight_BxL, values_V)
+    return 3.0 * total, nats
+
+  numbers = (0, 1) if values_V is None else (0, 1, 2)
+  run = lambda function: jax.tree.leaves(
+    jax.jit(jax.value_and_grad(function, numbers, has_aux=True))(hidden_BxLxD, kernel_DxP, values_V)
+  )
+  for value, expected in zip(run(fused), run(plain), strict=True):
+    np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-10)
+  np.testing.assert_allclose(fused(hidden_BxLxD, kernel_DxP, values_V)[0], run(plain)[0])
 
 
 def test_without_gradient_the_value_is_the_same(x64):

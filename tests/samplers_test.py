@@ -138,12 +138,14 @@ def test_ancestral_draws_uniformly_at_loose_ends_of_a_schedule():
 
 TOKENS_BxL = np.tile([2, 4, 0, 1, 4, 3], (16, 1))  # 4 is the mask
 SIX = toys.random(6, 4, sees_time=True)
+SIX_BY_TOKEN = SIX._replace(token_power=lambda: jnp.linspace(0.7, 1.6, 4))
 FREE_BxL = np.tile([False, True, True, False, False, True], (16, 1))  # position 4: unknown, stays
 
 
 def _six(name, tokens_BxL=TOKENS_BxL, free_BxL=FREE_BxL, **rest):
   step, times = samplers.TABLE[name](temperature=1.0), samplers.times("cosine", 2)
-  return _sample(SIX, step, times, tokens_BxL, free_BxL, vocab_size=4, **rest)
+  fns = SIX_BY_TOKEN if step.is_by_token else SIX
+  return _sample(fns, step, times, tokens_BxL, free_BxL, vocab_size=4, **rest)
 
 
 @every_sampler

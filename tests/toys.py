@@ -12,11 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from md4vmd import latents
+from md4vmd import latents, row_losses
 from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import Batch, ModelFns
 
 _ROWS = 256
+
+
+def _nll(logits_BxLxV, x_BxL, values_V=None):
+  del values_V
+  log_mu_BxLxV = jax.nn.log_softmax(logits_BxLxV)
+  return -jnp.take_along_axis(log_mu_BxLxV, x_BxL[:, :, None], axis=-1)[:, :, 0]
+
+
+def _score_entropy(logits_BxLxV, x_BxL, values_V=None):
+  """sum_j s_j - log s_x - 1 of the score s = exp(logits) / V, at alpha / (1 - alpha) = 1."""
+  del values_V
+  vocab_size = logits_BxLxV.shape[-1]
+  score_BxLxV = jnp.exp(logits_BxLxV) / vocab_size
+  score_BxL = jnp.take_along_axis(score_BxLxV, x_BxL[:, :, None], axis=-1)[:, :, 0]
+  return score_BxLxV.sum(-1) - jnp.log(score_BxL) - 1.0
+
+
+def _power_weighted(logits_BxLxV, x_BxL, values_V):
+  w_BxL = values_V[x_BxL]
+  return w_BxL * _nll(logits_BxLxV, x_BxL) + jax.nn.softmax(logits_BxLxV) @ values_V - w_BxL
+
+
+PLAIN_ROW_LOSSES = {
+  row_losses.cross_entropy: _nll,
+  row_losses.score_entropy: _score_entropy,
+  row_losses.power_weighted: _power_weighted,
+}
 
 
 @flax.struct.dataclass
@@ -30,10 +57,17 @@ class Logits:
     return self.logits_BxLxV.shape[-1]
 
   def weighted_nll(self, x_BxL, weight_BxL):
-    log_mu_BxLxV = jax.nn.log_softmax(self.logits_BxLxV)
-    nll_BxL = -jnp.take_along_axis(log_mu_BxLxV, x_BxL[:, :, None], axis=-1)[:, :, 0]
-    nats_BxL = jnp.where(weight_BxL != 0, nll_BxL, 0.0)
-    return jnp.sum(weight_BxL * nats_BxL), jax.lax.stop_gradient(nats_BxL)
+    total, nats_BxL, _ = self.weighted_loss(row_losses.cross_entropy, x_BxL, weight_BxL)
+    return total, nats_BxL
+
+  def weighted_loss(self, row_loss, x_BxL, weight_BxL, values_V=None):
+    plain = PLAIN_ROW_LOSSES[row_loss]
+    nats_BxL, nll_BxL = (
+      jnp.where(weight_BxL != 0, function(self.logits_BxLxV, x_BxL, values_V), 0.0)
+      for function in (plain, PLAIN_ROW_LOSSES[row_losses.cross_entropy])
+    )
+    constants = jax.lax.stop_gradient((nats_BxL, nll_BxL))
+    return jnp.sum(jax.lax.stop_gradient(weight_BxL) * nats_BxL), *constants
 
   def map_rows(self, function, where_BxL, *arguments_BxL, rows_at_once=64):
     del rows_at_once

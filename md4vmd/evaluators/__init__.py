@@ -5,6 +5,7 @@ from md4vmd.evaluators.exact import Exact
 from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
 from md4vmd.evaluators.sudoku import Sudoku
+from md4vmd.evaluators.token_power import TokenPower
 
 TABLE = {
   "likelihood": Likelihood,
@@ -12,4 +13,5 @@ TABLE = {
   "blocks": Blocks,
   "latent": LatentUse,
   "sudoku": Sudoku,
+  "token_power": TokenPower,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from md4vmd.interfaces import ModelFns, Schedule
+from md4vmd.samplers.token_ancestral import reveal_probability
+from md4vmd.schedules.poly import Poly
 
 _LARGEST_LENGTH = 10
 
@@ -64,9 +67,10 @@ def exact_log_prob(
 ) -> jax.Array:
   """log p_T(x) in nats of ancestral sampling over the grid `times`, for each row of x.
 
-  Dynamic programming over masked sets S: with u = (a_s - a_t) / (1 - a_t),
-  P(S -> S') = u^|S \\ S'| (1 - u)^|S'| prod_{n in S \\ S'} mu_n(x_n | x outside S, t). Tokens that
-  are visible at t=1 or masked at t=0 are drawn uniformly.
+  Dynamic programming over masked sets S: with u_j = (a_j(s) - a_j(t)) / (1 - a_j(t)), the same for
+  all tokens j unless they have schedules of their own (GenMD4), and mu = mu(x outside S, t),
+  P(S -> S') = prod_{n in S \\ S'} u_{x_n} mu_n(x_n) prod_{n in S'} sum_j mu_n(j) (1 - u_j). Tokens
+  that are visible at t=1 or masked at t=0 are drawn uniformly.
 
   Args:
     fns: the network.
@@ -88,6 +92,11 @@ def exact_log_prob(
       f"exact probabilities walk 4^L transitions; L={length} is above "
       f"{_LARGEST_LENGTH}: use the likelihood evaluator"
     )
+  if fns.token_power is not None:
+    schedule = Poly(fns.token_power())
+    revealed = functools.partial(reveal_probability, schedule)
+  else:
+    revealed = lambda t, s: (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
   masks_SxL = subsets(length)
   sets = len(masks_SxL)
   z_RxL = jnp.where(masks_SxL[None], vocab_size, x_NxL[:, None, :]).reshape(-1, length)
@@ -103,22 +112,22 @@ def exact_log_prob(
     repeated_zt = jnp.repeat(z_RxL, draws, axis=0)
     logits = fns.denoise(repeated_zt, jnp.full((len(repeated_zt), 1), t), **values.inputs).logits()
     log_mu = jax.nn.log_softmax(logits).reshape(-1, draws, length, vocab_size)
-    log_mu_RxKxL = jnp.take_along_axis(log_mu, target_RxL[:, None, :, None], -1)[..., 0]
+    u_V = jnp.broadcast_to(revealed(t, s), (vocab_size,))
     # A zero probability stays finite in logs, so that 0 tokens of it cost 0.
-    log_mu_NxSxKxL = jnp.maximum(log_mu_RxKxL, -1e30).reshape(count, sets, draws, length)
-    alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
-    u = (alpha_s - alpha_t) / (1.0 - alpha_t)
-    jump_NxSxSxK = jnp.einsum("nskl,spl->nspk", log_mu_NxSxKxL, 1.0 * revealed_SxSxL)
+    log_u_1x1x1xV = jnp.maximum(jnp.log(u_V), -1e30)[None, None, None, :]
+    log_move = jnp.take_along_axis(log_mu + log_u_1x1x1xV, target_RxL[:, None, :, None], -1)[..., 0]
+    log_stay = jnp.log(jnp.exp(log_mu) @ (1.0 - u_V))
+    log_move, log_stay = (
+      jnp.maximum(each, -1e30).reshape(count, sets, draws, length) for each in (log_move, log_stay)
+    )
+    jump_NxSxSxK = jnp.einsum("nskl,spl->nspk", log_move, 1.0 * revealed_SxSxL)
+    jump_NxSxSxK += jnp.einsum("nskl,pl->nspk", log_stay, 1.0 * masks_SxL)
     log_weight_NxSx1xK = values.log_weight_UxK.reshape(count, sets, 1, draws)
-    jump_NxSxS = jax.nn.logsumexp(jump_NxSxSxK + log_weight_NxSx1xK, axis=-1)
-    # 0 log 0 = 0 where no token stays (u = 1) or none moves (u = 0).
-    stay_S = jax.scipy.special.xlogy(left_S, 1.0 - u)
-    move_SxS = jax.scipy.special.xlogy(revealed_SxSxL.sum(-1), u)
-    log_step_NxSxS = jump_NxSxS + (move_SxS + stay_S[None, :])[None]
+    log_step_NxSxS = jax.nn.logsumexp(jump_NxSxSxK + log_weight_NxSx1xK, axis=-1)
     log_step_NxSxS = jnp.where(is_subset_SxS[None], log_step_NxSxS, -jnp.inf)
     return jax.nn.logsumexp(log_f_NxS[:, :, None] + log_step_NxSxS, axis=1), None
 
-  early = schedule.alpha(times[0])
+  early = jnp.max(schedule.alpha(times[0]))  # schedules of single tokens all start at 0
   xlogy = jax.scipy.special.xlogy
   start_S = xlogy(length - left_S, early / vocab_size) + xlogy(left_S, 1.0 - early)
   start_NxS = jnp.broadcast_to(start_S, (count, sets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from typing import Any
 
@@ -44,7 +45,7 @@ class Likelihood:
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Figures of the split: bits per token with standard error, perplexity, tokens scored."""
     del step
-    nats, tokens = [], []
+    nats, tokens, parts = [], [], collections.Counter()
     for arrays in data.evaluation_batches(
       self.source,
       batch_size=self.model.run.batch_size,
@@ -53,11 +54,11 @@ class Likelihood:
       process_count=jax.process_count(),
     ):
       batch = partitioning.put_batch(self.model.mesh, arrays)
-      bounds = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]
-      nats_B, tokens_B, weight_B = partitioning.to_host(
-        (sum(bounds) / self.draws, batch.tokens_B, batch.weight_B)
-      )
-      nats.append(nats_B[weight_B > 0])
+      drawn = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]
+      means = jax.tree.map(lambda *each_B: sum(each_B) / self.draws, *drawn)
+      means, tokens_B, weight_B = partitioning.to_host((means, batch.tokens_B, batch.weight_B))
+      nats.append(means.pop("nelbo")[weight_B > 0])
+      parts.update({name: float(part_B[weight_B > 0].sum()) for name, part_B in means.items()})
       tokens.append(tokens_B[weight_B > 0])
     figures = metrics.likelihood_report(
       self.split,
@@ -65,6 +66,10 @@ class Likelihood:
       np.concatenate(tokens).astype(np.float64),
       unit=self.model.dataset.unit,
     )
+    if len(parts) > 1:
+      for name, part_nats in parts.items():
+        scored = figures[f"{self.split}/tokens"]
+        figures |= metrics.report(self.split, f"part_{name}", part_nats, scored)
     entropy_nats = self.model.dataset.entropy_nats(self.split)
     if entropy_nats is None:
       for name, bits in self.model.dataset.references_bits.items():

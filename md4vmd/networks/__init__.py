@@ -3,8 +3,17 @@
 from md4vmd.networks.bundle import bind
 from md4vmd.networks.import_md4 import import_md4
 from md4vmd.networks.latent import LatentNetwork, with_latent
+from md4vmd.networks.token_power import TokenPowerNetwork
 from md4vmd.networks.transformer import Transformer
 
 TABLE = {"transformer": Transformer}
 
-__all__ = ["TABLE", "LatentNetwork", "Transformer", "bind", "import_md4", "with_latent"]
+__all__ = [
+  "TABLE",
+  "LatentNetwork",
+  "TokenPowerNetwork",
+  "Transformer",
+  "bind",
+  "import_md4",
+  "with_latent",
+]

@@ -10,6 +10,7 @@ import jax
 
 from md4vmd.interfaces import ModelFns, Prediction
 from md4vmd.networks.latent import LatentNetwork
+from md4vmd.networks.token_power import TokenPowerNetwork
 
 
 def bind(network: nn.Module, params: Any) -> ModelFns:
@@ -34,12 +35,13 @@ def bind(network: nn.Module, params: Any) -> ModelFns:
       **inputs,
     )
 
-  if not isinstance(network, LatentNetwork):
-    return ModelFns(denoise)
-
   def role(method: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays, **inputs: apply({"params": params}, *arrays, method=method, **inputs)
 
+  if isinstance(network, TokenPowerNetwork):
+    return ModelFns(denoise, token_power=role(network.token_power))
+  if not isinstance(network, LatentNetwork):
+    return ModelFns(denoise)
   return ModelFns(
     denoise,
     encode=role(network.encode) if network.family.has_posterior else None,

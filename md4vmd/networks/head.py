@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from md4vmd import numerics
+from md4vmd import numerics, row_losses
 
 _MOST_LOGITS = 11 * 2**20  # elements of the float32 logits of one chunk: 44 MiB
 _MOST_ROWS = 1024
@@ -37,9 +37,26 @@ class HeadPrediction:
 
   def weighted_nll(self, x_BxL: jax.Array, weight_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
     """See `interfaces.Prediction.weighted_nll`."""
-    chunk = min(_MOST_ROWS, max(8, _MOST_LOGITS // self.kernel_DxP.shape[1] // 8 * 8))
-    return numerics.weighted_nll(
-      self.hidden_BxLxD, self.kernel_DxP, x_BxL, weight_BxL, vocab_size=self.vocab_size, chunk=chunk
+    total, nats_BxL, _ = self.weighted_loss(row_losses.cross_entropy, x_BxL, weight_BxL)
+    return total, nats_BxL
+
+  def weighted_loss(
+    self,
+    row_loss: row_losses.RowLoss,
+    x_BxL: jax.Array,
+    weight_BxL: jax.Array,
+    values_V: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `interfaces.Prediction.weighted_loss`."""
+    return numerics.weighted_loss(
+      row_loss,
+      self.hidden_BxLxD,
+      self.kernel_DxP,
+      x_BxL,
+      weight_BxL,
+      values_V,
+      vocab_size=self.vocab_size,
+      chunk=min(_MOST_ROWS, max(8, _MOST_LOGITS // self.kernel_DxP.shape[1] // 8 * 8)),
     )
 
   def map_rows(

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from md4vmd import forward
+from md4vmd import forward, row_losses
 from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Schedule
 from md4vmd.rngs import Noise
 
@@ -37,12 +37,15 @@ class MD4:
     vocab_size: V.
     estimator: one of ESTIMATORS.
     steps: T, for the estimator `steps` alone.
+    auxiliary: lambda of D3PM's auxiliary cross-entropy (arXiv 2107.03006, eq. 5) for the estimator
+      `steps`: every step's cross-entropy counts this much more in the loss, never in the bound.
   """
 
   schedule: Schedule
   vocab_size: int
   estimator: str = "count"
   steps: int | None = None
+  auxiliary: float = 0.0
 
   def __post_init__(self):
     if self.estimator not in ESTIMATORS:
@@ -56,8 +59,13 @@ class MD4:
       )
     if self.steps is not None and self.steps < 1:
       raise ValueError(f"objective steps is {self.steps}; it must be at least 1")
+    if self.auxiliary < 0 or (self.auxiliary and self.estimator != "steps"):
+      raise ValueError(
+        f"objective auxiliary is {self.auxiliary}; it must be 0, or positive with estimator 'steps'"
+      )
 
   latent_refresh = "once"  # there is none
+  row_loss = staticmethod(row_losses.cross_entropy)
 
   def bound(self, steps: int, grid: str) -> MD4:
     """Itself: the bound that is trained."""
@@ -113,13 +121,19 @@ class MD4:
     is_masked_BxL = self.is_masked(batch, draws)
     zt_BxL = forward.mask_tokens(batch, is_masked_BxL, self.vocab_size)
     prediction = fns.denoise(zt_BxL, draws.t_BxG, label_B=batch.label_B, dropout_key=dropout_key)
-    weight_BxL = forward.group_to_token(draws.weight_BxG, batch.x_BxL.shape[1])
-    weight_BxL = jnp.where(is_masked_BxL, weight_BxL, 0.0) * batch.weight_B[:, None]
-    loss, nats_BxL = prediction.weighted_nll(batch.x_BxL, weight_BxL)
-    diffusion_B = jnp.sum(weight_BxL * nats_BxL, axis=-1)
-    ends = self.ends(batch)
-    nelbo_B = sum(ends.values(), start=diffusion_B)
-    return LossTerms(loss, nelbo_B, batch.tokens_B, {"diffusion": diffusion_B} | ends)
+    counts_BxL = is_masked_BxL * batch.weight_B[:, None]
+    weight_BxL = counts_BxL * forward.group_to_token(draws.weight_BxG, batch.x_BxL.shape[1])
+    charged_BxL = weight_BxL + self.auxiliary * (self.steps or 0) * counts_BxL
+    loss, nats_BxL, nll_BxL = prediction.weighted_loss(self.row_loss, batch.x_BxL, charged_BxL)
+    parts = self.parts(*(jnp.sum(weight_BxL * each, axis=-1) for each in (nats_BxL, nll_BxL)))
+    parts |= self.ends(batch)
+    nelbo_B = sum(parts.values(), start=jnp.zeros_like(batch.weight_B))
+    return LossTerms(loss, nelbo_B, batch.tokens_B, parts)
+
+  def parts(self, nats_B: jax.Array, cross_entropy_B: jax.Array) -> dict[str, jax.Array]:
+    """The weighted sums over masked tokens, as parts that add up to the bound."""
+    del cross_entropy_B  # the same
+    return {"diffusion": nats_B}
 
   def ends(self, batch: Batch) -> dict[str, jax.Array]:
     """Constants of a schedule with loose ends: visible tokens at t=1, masked ones at t=0."""

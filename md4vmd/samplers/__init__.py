@@ -8,6 +8,7 @@ from functools import partial
 from md4vmd.samplers.ancestral import Ancestral
 from md4vmd.samplers.confidence import Confidence
 from md4vmd.samplers.loop import REFRESHES, Samples, sample
+from md4vmd.samplers.token_ancestral import TokenAncestral
 from md4vmd.schedules.grids import GRIDS, times
 
 TABLE = {
@@ -15,6 +16,7 @@ TABLE = {
   "top_prob": partial(Confidence, "top_prob"),
   "margin": partial(Confidence, "margin"),
   "entropy": partial(Confidence, "entropy"),
+  "token_ancestral": TokenAncestral,
 }
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
   "Ancestral",
   "Confidence",
   "Samples",
+  "TokenAncestral",
   "sample",
   "times",
 ]

@@ -47,6 +47,8 @@ class Ancestral:
   temperature: float = 1.0
   top_p: float = 1.0
 
+  is_by_token = False
+
   def __post_init__(self):
     tokens.check(self.temperature, self.top_p)
 

@@ -46,6 +46,8 @@ class Confidence:
   temperature: float = 0.0
   top_p: float = 1.0
 
+  is_by_token = False
+
   def __post_init__(self):
     tokens.check(self.temperature, self.top_p)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from md4vmd import rngs
 from md4vmd.interfaces import ModelFns, SamplerStep, Schedule
+from md4vmd.schedules.poly import Poly
 
 REFRESHES = ("once", "step")
 
@@ -68,10 +69,17 @@ def sample(
   key_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
   key_ends_B, key_plan_B, key_steps_B = (rngs.fold_each(key_B, part) for part in range(3))
   key_latent_B = rngs.fold_each(key_B, 3)
+  if (fns.token_power is not None) != step.is_by_token:
+    raise ValueError(
+      "a model with a schedule for each token is sampled by 'token_ancestral', and no other is"
+    )
+  if fns.token_power is not None:
+    schedule = Poly(fns.token_power())
 
   early_BxL, token_BxL = jnp.moveaxis(rngs.uniform_each(key_ends_B, (2, length)), 1, 0)
   token_BxL = jnp.floor(token_BxL * vocab_size).astype(jnp.int32)
-  is_early_BxL = free_BxL & (early_BxL < schedule.alpha(times[0]))
+  # One number: schedules of single tokens all start at 0.
+  is_early_BxL = free_BxL & (early_BxL < jnp.max(schedule.alpha(times[0])))
   zt_BxL = jnp.where(free_BxL, vocab_size, tokens_BxL).astype(jnp.int32)
   zt_BxL = jnp.where(is_early_BxL, token_BxL, zt_BxL)
   state = step.init(key_plan_B, zt_BxL, free_BxL & ~is_early_BxL, times, schedule)
@@ -87,12 +95,13 @@ def sample(
     return free_BxL & (zt_BxL == vocab_size)
 
   def unfinished(carry):
-    i, zt_BxL, _ = carry
+    i, zt_BxL, *_ = carry
     return (i < times.shape[0] - 1) & is_masked(zt_BxL).any()
 
   def advance(carry):
-    i, zt_BxL, call_BxL = carry
+    i, zt_BxL, call_BxL, calls_B = carry
     plan = step.plan(state, i)
+    is_masked_BxL = is_masked(zt_BxL)
 
     def call(zt_BxL):
       inputs = {}
@@ -100,17 +109,25 @@ def sample(
         inputs["latent_BxGxZ"] = latent(zt_BxL, i) if held is None else held
       prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B, **inputs)
       key_i_B = rngs.fold_each(key_steps_B, i)
-      return step.fill(key_i_B, zt_BxL, is_masked(zt_BxL), prediction, plan, schedule)
+      return step.fill(key_i_B, zt_BxL, is_masked_BxL, prediction, plan, schedule)
 
     if plan.reveal_BxL is None:
+      needs_call_B = is_masked_BxL.any(-1)
       zs_BxL = call(zt_BxL)
     else:
-      zs_BxL = jax.lax.cond(plan.reveal_BxL.any(), call, lambda zt_BxL: zt_BxL, zt_BxL)
-    return i + 1, zs_BxL, jnp.where(zs_BxL != zt_BxL, i, call_BxL)
+      reveal_BxL = plan.reveal_BxL & is_masked_BxL
+      plan, needs_call_B = plan._replace(reveal_BxL=reveal_BxL), reveal_BxL.any(-1)
+      zs_BxL = jax.lax.cond(needs_call_B.any(), call, lambda zt_BxL: zt_BxL, zt_BxL)
+    call_BxL = jnp.where(zs_BxL != zt_BxL, calls_B[:, None], call_BxL)
+    return i + 1, zs_BxL, call_BxL, calls_B + needs_call_B
 
-  start = (jnp.zeros((), jnp.int32), zt_BxL, jnp.full(zt_BxL.shape, -1, jnp.int32))
-  _, x_BxL, call_BxL = jax.lax.while_loop(unfinished, advance, start)
-  calls_B = call_BxL.max(-1) + 1
+  start = (
+    jnp.zeros((), jnp.int32),
+    zt_BxL,
+    jnp.full(zt_BxL.shape, -1, jnp.int32),
+    jnp.zeros(batch, jnp.int32),
+  )
+  _, x_BxL, call_BxL, calls_B = jax.lax.while_loop(unfinished, advance, start)
   is_late_BxL = is_masked(x_BxL)
   call_BxL = jnp.where(is_early_BxL, 0, call_BxL)
   call_BxL = jnp.where(is_late_BxL, calls_B[:, None] - 1, call_BxL)
