@@ -8,16 +8,16 @@ and in sampling a categorical draw over the vocabulary and the mask at every pos
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from md4vmd import forward, rngs
-from md4vmd.interfaces import Batch, Draws, Schedule
-from md4vmd.objectives.md4 import MD4
+from md4vmd import forward, networks, rngs, row_losses
+from md4vmd.interfaces import Batch, Draws, ModelFns, Schedule
+from md4vmd.objectives import MD4, GenMD4
 from md4vmd.optim import Optimizer
 from md4vmd.steps import TrainState
 
@@ -49,23 +49,58 @@ def loss(
   return jnp.sum(batch.weight_B[:, None] * weight_BxL * is_masked_BxL * nats_BxL)
 
 
+class HeldLogits(NamedTuple):
+  """A prediction that holds all logits, for the loss of GenMD4."""
+
+  logits_BxLxV: jax.Array
+
+  def weighted_loss(self, row_loss, x_BxL, weight_BxL, power_V):
+    """See `md4vmd.interfaces.Prediction.weighted_loss`, for `power_weighted`."""
+    assert row_loss is row_losses.power_weighted
+    log_mu_BxLxV = jax.nn.log_softmax(self.logits_BxLxV)
+    power_1x1xV = power_V[None, None, :]
+    one_hot_BxLxV = jax.nn.one_hot(x_BxL, power_V.shape[0])
+    nats_BxL = -jnp.sum(one_hot_BxLxV * power_1x1xV * log_mu_BxLxV, axis=-1)
+    nats_BxL += jnp.sum((jnp.exp(log_mu_BxLxV) - one_hot_BxLxV) * power_1x1xV, axis=-1)
+    nats_BxL = jnp.where(weight_BxL != 0, nats_BxL, 0.0)
+    constant = jax.lax.stop_gradient(nats_BxL)
+    return jnp.sum(weight_BxL * nats_BxL), constant, constant
+
+
+def genmd4_loss(
+  params: Any, batch: Batch, draws: Draws, *, network: nn.Module, objective: GenMD4
+) -> jax.Array:
+  """GenMD4's loss from the logits of every position of both masked sets, [2B, L, V]."""
+  bound = networks.bind(network, params)
+
+  def denoise(zt_BxL, t_BxG, **_):
+    return HeldLogits(logits(network, params, zt_BxL, t_BxG))
+
+  fns = ModelFns(denoise, token_power=bound.token_power)  # pyright: ignore[reportArgumentType]
+  return objective.loss(fns, batch, draws, step=jnp.zeros((), jnp.int32)).loss
+
+
 def train_step(
   state: TrainState,
   batch: Batch,
   *,
   network: nn.Module,
-  objective: MD4,
+  objective: MD4 | GenMD4,
   optimizer: Optimizer,
   seed: int,
   public: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """What `md4vmd.steps.train_step` computes for MD4."""
+  """What `md4vmd.steps.train_step` computes for MD4 and GenMD4."""
   noise = rngs.batch_noise(rngs.stream(seed, state.step, "draws"), batch.x_BxL.shape[0])
   draws = objective.draw(noise, batch)
   tokens = batch.tokens_B.sum()
 
   def mean_loss(params):
-    return loss(params, batch, draws, network=network, objective=objective, public=public) / tokens
+    if isinstance(objective, GenMD4):
+      total = genmd4_loss(params, batch, draws, network=network, objective=objective)
+    else:
+      total = loss(params, batch, draws, network=network, objective=objective, public=public)
+    return total / tokens
 
   value, grads = jax.value_and_grad(mean_loss)(state.params)
   metrics = {"loss_nats": value * tokens, "gradient_norm": optax.global_norm(grads)}
