@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "sample")
+MODES = ("train", "evaluate", "sample", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -20,9 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; runs/<config>-<variant> by default."
+  "workdir",
+  None,
+  "Folder of the run, runs/<config>-<variant> by default; of all runs in --mode=report, runs.",
 )
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; report needs no --config.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
@@ -38,8 +40,11 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise ValueError(f"unknown argument '{argv[1]}'; options start with --")
   # Imported here, so that a mistyped option is answered at once.
-  from md4vmd import evaluate, sample, train
+  from md4vmd import evaluate, report, sample, train
 
+  if _MODE.value == "report":
+    report.report(pathlib.Path(_WORKDIR.value or "runs"))
+    return
   config = _CONFIG.value
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
@@ -57,7 +62,7 @@ def _parse(argv: list[str]) -> list[str]:
       if argument.startswith("--config="):
         find_config(argument.partition("=")[2].partition(":")[0])
     rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
+    if _CONFIG.value is None and _MODE.value != "report":
       raise ValueError("no --config given; try --config=configs/quickstart.py")
     return rest
   except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
