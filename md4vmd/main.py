@@ -40,11 +40,13 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise ValueError(f"unknown argument '{argv[1]}'; options start with --")
   # Imported here, so that a mistyped option is answered at once.
-  from md4vmd import evaluate, report, sample, train
-
   if _MODE.value == "report":
+    from md4vmd import report
+
     report.report(pathlib.Path(_WORKDIR.value or "runs"))
     return
+  from md4vmd import evaluate, sample, train
+
   config = _CONFIG.value
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)

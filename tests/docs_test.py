@@ -18,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
+from launch import sweep
 from md4vmd import build, data, main, networks, objectives, rngs, samplers, schedules, steps
 from md4vmd.evaluators import TABLE as EVALUATORS
 from md4vmd.interfaces import Batch
@@ -123,6 +124,20 @@ def test_every_command_names_a_module_a_config_a_variant_and_keys_that_exist(whe
   for key in flags:
     if key.startswith("config."):
       _find(config, key.removeprefix("config."), where)
+
+
+def _sweeps():
+  """(page, arguments) of every command that starts a sweep."""
+  for page in PAGES:
+    joined = _text(page).replace("\\\n", " ")
+    for command in re.findall(r"python3? launch/sweep\.py ([^`\n|]+)", joined):
+      yield page.stem, shlex.split(command, comments=True)
+
+
+@pytest.mark.parametrize(("page", "words"), list(_sweeps()))
+def test_every_sweep_names_keys_and_values_that_exist(page, words, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  assert sweep.main([*words, "--dry-run"]) == 0, f"{page}: {capsys.readouterr().err}"
 
 
 @every_page
