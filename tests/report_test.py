@@ -71,6 +71,18 @@ def test_the_table_has_a_row_per_run_and_the_settings_that_differ_as_columns(fol
   assert exact.note == "exact"
 
 
+def test_a_short_label_tells_runs_apart_or_is_their_name(folder):
+  found, _ = runs.find_runs(folder)
+  assert tables.labels(found) == ["poly", "linear", "cosine"]
+  write_run(folder / "again", config("poly", steps=4))
+  write_run(folder / "c", config("poly"))  # whose settings are those of a/deep
+  assert tables.labels(runs.find_runs(folder / "again")[0]) == ["again"]
+  found, _ = runs.find_runs(folder)
+  assert tables.labels(found) == [run.name for run in found]
+  assert tables.labels([run for run in found if run.name in ("again", "c")]) == ["again", "c"]
+  assert tables.labels([run for run in found if run.name in ("again", "b-8")])[0] == "poly, steps=4"
+
+
 def test_the_files_hold_every_run_and_what_was_measured(folder, capsys):
   record = reported(folder)
   assert record["differing"] == ["schedule.name"] and record["skipped"] == []

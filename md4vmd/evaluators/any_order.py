@@ -122,7 +122,10 @@ class AnyOrder:
     for name, nats_N in bounds.items():
       unit = self.model.dataset.unit
       figures |= metrics.ratio_report(f"{self.split}/any_order_{name}", nats_N, tokens_N, unit=unit)
-    figures |= {f"{self.split}/tokens": tokens_N.sum(), f"{self.split}/examples": len(tokens_N)}
+    figures |= {
+      f"{self.split}/tokens": float(tokens_N.sum()),
+      f"{self.split}/examples": float(len(tokens_N)),
+    }
     convention = (
       "-log p of decoding one token per call in a uniform order, at alpha(t) = share visible: "
       f"mean over K={self.orders} orders, and -log of the mean probability of the K; clues and "

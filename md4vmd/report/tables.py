@@ -14,7 +14,7 @@ from md4vmd.report.runs import Run, number, printable
 NOTHING = "–"
 _LONGEST_VALUE = 48
 _ERROR = "_standard_error"
-_ABOUT = ("checkpoint", "step", "evaluator", "config_hash", "trained_config_hash", "seed", "jax")
+_ABOUT = ("step", "seed", "parameters")  # numbers of a record that are no figures
 
 NOISE = (
   "The noise is the standard deviation of the training bound of one step around its smoothed "
@@ -51,8 +51,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def labels(runs: Sequence[Run]) -> list[str]:
   """A short name for each run: the values in which it differs if they tell it apart."""
   keys = differing(runs)
-  values = [[run.settings.get(key) for key in keys] for run in runs]
-  short = [", ".join(_setting(value) for value in row if value is not None) for row in values]
+  short = [", ".join(filter(None, (_word(key, run) for key in keys))) for run in runs]
   is_short = len(set(short)) == len(runs) and max(map(len, short)) <= _LONGEST_VALUE
   return short if is_short and all(short) else [run.name for run in runs]
 
@@ -141,6 +140,13 @@ def _is_told_in_bits(name: str, names: Any) -> bool:
   for unit in ("character", "dim"):
     in_bits = in_bits.replace(f"_bits_per_{unit}", "_bits_per_token")
   return in_bits != name and in_bits in names
+
+
+def _word(key: str, run: Run) -> str:
+  """A setting where it needs no context: a name as it is, a number with its key."""
+  value = run.settings.get(key)
+  name = "" if isinstance(value, str) else f"{printable(key.split('.')[-1])}="
+  return "" if value is None else f"{name}{_setting(value)}"
 
 
 def _canonical(value: Any) -> str:
