@@ -60,6 +60,7 @@ def run_all(
       "evaluator": name,
       "config_hash": model.config_hash,
       "seed": model.seed,
+      "parameters": train_state.count_parameters(params),
       "jax": jax.__version__,
       **about,
       **figures,

@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "sample")
+MODES = ("train", "evaluate", "sample", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -20,9 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; runs/<config>-<variant> by default."
+  "workdir",
+  None,
+  "Folder of the run, runs/<config>-<variant> by default; of all runs in --mode=report, runs.",
 )
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; report needs no --config.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
@@ -38,6 +40,11 @@ def main(argv: list[str]) -> None:
   if argv[1:]:
     raise ValueError(f"unknown argument '{argv[1]}'; options start with --")
   # Imported here, so that a mistyped option is answered at once.
+  if _MODE.value == "report":
+    from md4vmd import report
+
+    report.report(pathlib.Path(_WORKDIR.value or "runs"))
+    return
   from md4vmd import evaluate, sample, train
 
   config = _CONFIG.value
@@ -55,17 +62,21 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     for argument in argv:
       if argument.startswith("--config="):
-        _find_config(argument.partition("=")[2].partition(":")[0])
+        find_config(argument.partition("=")[2].partition(":")[0])
     rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
+    if _CONFIG.value is None and _MODE.value != "report":
       raise ValueError("no --config given; try --config=configs/quickstart.py")
     return rest
   except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
     _fail(error)
 
 
-def _find_config(name: str) -> None:
-  """Puts the folder that holds `configs` on the import path, for configs import configs.common."""
+def find_config(name: str) -> None:
+  """Puts the folder that holds `configs` on the import path, for configs import configs.common.
+
+  Raises:
+    ValueError: there is no such file.
+  """
   path = pathlib.Path(name).resolve()
   if not path.is_file():
     others = [other.name for other in path.parent.glob("*.py") if not other.name.startswith("_")]
@@ -75,10 +86,8 @@ def _find_config(name: str) -> None:
   sys.path.insert(0, str(path.parent.parent))
 
 
-def _fail(error: BaseException) -> NoReturn:
-  """Prints one line for the user and leaves with status 1."""
-  if any(re.fullmatch(r"--traceback(=true|=1)?", argument) for argument in sys.argv):
-    raise error
+def explain(error: BaseException) -> str:
+  """One line that says what is wrong, of an error of a config, its overrides or a job."""
   while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps its errors
     error = error.args[0]
   text = str(error)
@@ -87,7 +96,14 @@ def _fail(error: BaseException) -> NoReturn:
   lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
   if any(line.startswith("Traceback") for line in lines):  # of a config that raised
     lines = [lines[-1].partition(": ")[2]]
-  print(f"error: {' '.join(lines) or type(error).__name__}", file=sys.stderr)
+  return " ".join(lines) or type(error).__name__
+
+
+def _fail(error: BaseException) -> NoReturn:
+  """Prints one line for the user and leaves with status 1."""
+  if any(re.fullmatch(r"--traceback(=true|=1)?", argument) for argument in sys.argv):
+    raise error
+  print(f"error: {explain(error)}", file=sys.stderr)
   sys.exit(1)
 
 

@@ -40,17 +40,17 @@ def train_report(sums: Mapping[str, float], tokens: float, steps: int) -> dict[s
   return figures
 
 
-def likelihood_report(
+def ratio_report(
   prefix: str, nats_N: np.ndarray, tokens_N: np.ndarray, *, unit: str
 ) -> dict[str, float]:
-  """Mean and standard error of a bound over examples, in every customary unit.
+  """Mean per token and its standard error over examples, in every customary unit.
 
   The standard error is that of a ratio estimate, sum of nats over sum of tokens, with examples
-  as the independent units; it covers the draws of time and mask and the choice of examples.
+  as the independent units; it covers the draws of an example and the choice of examples.
 
   Args:
-    prefix: the split.
-    nats_N: bound on -log p of each example, averaged over its draws.
+    prefix: split and quantity, such as "valid/nelbo".
+    nats_N: nats of each example, averaged over its draws.
     tokens_N: scored tokens of each example.
     unit: what a token is: "token", "character" or "dim".
   """
@@ -60,15 +60,30 @@ def likelihood_report(
   residual = float(np.square(nats_N - mean * tokens_N).sum())
   error = math.sqrt(residual * count / max(count - 1, 1)) / tokens
   figures = {
-    f"{prefix}/nelbo_nats_per_token": mean,
-    f"{prefix}/nelbo_nats_per_token_standard_error": error,
-    f"{prefix}/nelbo_bits_per_token": mean / _LN2,
-    f"{prefix}/nelbo_bits_per_token_standard_error": error / _LN2,
-    f"{prefix}/perplexity_bound": math.exp(min(mean, 700.0)),
-    f"{prefix}/tokens": tokens,
-    f"{prefix}/examples": float(count),
+    f"{prefix}_nats_per_token": mean,
+    f"{prefix}_nats_per_token_standard_error": error,
   }
-  if unit != "token":
-    figures[f"{prefix}/nelbo_bits_per_{unit}"] = mean / _LN2
-    figures[f"{prefix}/nelbo_bits_per_{unit}_standard_error"] = error / _LN2
+  for name in dict.fromkeys(("token", unit)):
+    figures[f"{prefix}_bits_per_{name}"] = mean / _LN2
+    figures[f"{prefix}_bits_per_{name}_standard_error"] = error / _LN2
   return figures
+
+
+def likelihood_report(
+  split: str, nats_N: np.ndarray, tokens_N: np.ndarray, *, unit: str
+) -> dict[str, float]:
+  """Figures of a bound on -log p over a split: those of `ratio_report`, perplexity and sizes.
+
+  Args:
+    split: the split.
+    nats_N: bound on -log p of each example, averaged over its draws.
+    tokens_N: scored tokens of each example.
+    unit: what a token is: "token", "character" or "dim".
+  """
+  figures = ratio_report(f"{split}/nelbo", nats_N, tokens_N, unit=unit)
+  mean = figures[f"{split}/nelbo_nats_per_token"]
+  return figures | {
+    f"{split}/perplexity_bound": math.exp(min(mean, 700.0)),
+    f"{split}/tokens": float(tokens_N.sum()),
+    f"{split}/examples": float(len(nats_N)),
+  }

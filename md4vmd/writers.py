@@ -65,7 +65,7 @@ class Writers:
       path = self.workdir / "metrics.jsonl"
       _cut_torn_line(path)
       self._lines = path.open("a", encoding="utf-8")
-    self._lines.write(_dump({"step": int(step), **values}) + "\n")
+    self._lines.write(dump({"step": int(step), **values}) + "\n")
     self._lines.flush()
     for name, value in values.items():
       if not isinstance(value, str):
@@ -78,14 +78,14 @@ class Writers:
     self.close()
     path = self.workdir / "metrics.jsonl"
     kept = [line for line in _read_lines(path) if line["step"] <= step]
-    _replace(path, "".join(_dump(line) + "\n" for line in kept))
+    replace_file(path, "".join(dump(line) + "\n" for line in kept))
     self._first_step = step + 1  # TensorBoard hides older events from this step on
 
   def write_config(self, config: Mapping[str, Any]) -> None:
     """Writes config.json and shows the settings in TensorBoard's hyperparameter tab."""
     if not self._active:
       return
-    _replace(self.workdir / "config.json", _dump(config, indent=2) + "\n")
+    replace_file(self.workdir / "config.json", dump(config, indent=2) + "\n")
     # The summaries go into this writer's own file: SummaryWriter.add_hparams would open a second
     # file, and TensorBoard then shows the run without its scalars.
     settings = {name: _setting(value) for name, value in _flatten(config)}
@@ -116,7 +116,7 @@ class Writers:
     path = self.workdir / "eval" / f"{int(step)}-{name}.json"
     if self._active:
       path.parent.mkdir(exist_ok=True)
-      _replace(path, _dump({"step": int(step), **values}, indent=2) + "\n")
+      replace_file(path, dump({"step": int(step), **values}, indent=2) + "\n")
     return path
 
   def close(self) -> None:
@@ -179,7 +179,7 @@ def _cut_torn_line(path: pathlib.Path) -> None:
     os.truncate(path, raw.rfind(b"\n") + 1)
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace_file(path: pathlib.Path, text: str) -> None:
   """Writes a file so that a reader sees the old one or the new one, never a part."""
   partial = path.with_name(path.name + ".partial")
   with partial.open("w", encoding="utf-8") as stream:
@@ -189,12 +189,12 @@ def _replace(path: pathlib.Path, text: str) -> None:
   os.replace(partial, path)
 
 
-def _dump(value: Any, indent: int | None = None) -> str:
+def dump(value: Any, indent: int | None = None) -> str:
+  """JSON text of a value; JSON has no NaN or infinity, so those become "nan", "inf", "-inf"."""
   return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
-  """JSON of a value; JSON has no NaN or infinity, so those become "nan", "inf", "-inf"."""
   if isinstance(value, Mapping):
     return {str(key): _plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

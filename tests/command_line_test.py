@@ -97,6 +97,10 @@ MISTAKES = {
     ["--config=configs/synthetic.py:d1", "--mode=sample", "--workdir=elsewhere"],
     ["no checkpoint in ", "elsewhere/checkpoints", "train first"],
   ),
+  "report without runs": (
+    ["--mode=report", "--workdir=elsewhere"],
+    ["there is no run in elsewhere: a run has a config.json or a metrics.jsonl"],
+  ),
   "impossible mesh": (
     ["--config=configs/synthetic.py", "--config.mesh.fsdp=64"],
     ["mesh data=-1, fsdp=64, tensor=1 does not fit"],

@@ -18,7 +18,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from md4vmd import build, data, networks, objectives, rngs, samplers, schedules, steps
+from launch import sweep
+from md4vmd import build, data, main, networks, objectives, rngs, samplers, schedules, steps
 from md4vmd.evaluators import TABLE as EVALUATORS
 from md4vmd.interfaces import Batch
 from tests.layers_test import FLOOR
@@ -112,13 +113,31 @@ def test_every_command_names_a_module_a_config_a_variant_and_keys_that_exist(whe
   flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
   if words[0] != "md4vmd.main":
     return
+  mode = flags.get("mode", "train")
+  assert mode in main.MODES
+  if mode == "report":
+    assert flags.keys() <= {"mode", "workdir"}
+    return
   path, _, variant = flags["config"].partition(":")
   assert (ROOT / path).is_file(), f"{where}: no config {path}"
   config = CONFIGS[pathlib.Path(path).stem].get_config(*filter(None, [variant]))
-  assert flags.get("mode", "train") in ("train", "evaluate", "sample")
   for key in flags:
     if key.startswith("config."):
       _find(config, key.removeprefix("config."), where)
+
+
+def _sweeps():
+  """(page, arguments) of every command that starts a sweep."""
+  for page in PAGES:
+    joined = _text(page).replace("\\\n", " ")
+    for command in re.findall(r"python3? launch/sweep\.py ([^`\n|]+)", joined):
+      yield page.stem, shlex.split(command, comments=True)
+
+
+@pytest.mark.parametrize(("page", "words"), list(_sweeps()))
+def test_every_sweep_names_keys_and_values_that_exist(page, words, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  assert sweep.main([*words, "--dry-run"]) == 0, f"{page}: {capsys.readouterr().err}"
 
 
 @every_page

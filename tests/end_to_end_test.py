@@ -20,7 +20,7 @@ REAL = [
   ("sudoku", "9x9", "sudoku/null_expert*.csv.gz"),
   ("text8", "small", "text8_prefix/text8_valid.txt.gz"),
 ]
-REQUIRED = ("checkpoint", "step", "config_hash", "seed", "convention")
+REQUIRED = ("checkpoint", "step", "config_hash", "seed", "parameters", "convention")
 
 
 @dataclasses.dataclass

@@ -39,6 +39,7 @@ OWNERS = {
   "orbax": ("checkpoints",),
   "tensorboardX": ("writers",),
   "PIL": ("pictures",),
+  "matplotlib": ("report",),
   "grain": ("data",),
   "optax": ("optim", "steps"),
   "absl": ("main", "checkpoints"),

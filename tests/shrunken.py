@@ -55,6 +55,8 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   full.run.update({"evaluate_every": 0, "then": ()})
   full.sampler.update({"steps": 3, "count": 2})
   full.evaluators.likelihood.update({"draws": 1, "limit": 20})
+  if "any_order" in full.evaluators:
+    full.evaluators.any_order.update({"orders": 2, "limit": 20})
   if "blocks" in full.evaluators:
     full.evaluators.blocks.update({"cells": ((1, 1),), "draws": 200})
   if "latent" in full.evaluators:

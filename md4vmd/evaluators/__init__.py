@@ -1,5 +1,6 @@
 """Measurements of a model. A new evaluator is one file and one line of TABLE."""
 
+from md4vmd.evaluators.any_order import AnyOrder
 from md4vmd.evaluators.blocks import Blocks
 from md4vmd.evaluators.exact import Exact
 from md4vmd.evaluators.latent import LatentUse
@@ -11,6 +12,7 @@ TABLE = {
   "likelihood": Likelihood,
   "exact": Exact,
   "blocks": Blocks,
+  "any_order": AnyOrder,
   "latent": LatentUse,
   "sudoku": Sudoku,
   "token_power": TokenPower,
