@@ -62,13 +62,15 @@ def base() -> Any:
     }
   )
 
-  # md4: estimator is count | time | steps (then steps is T)
+  # md4: estimator is count | time | steps (then steps is T); block_size for block diffusion
+  # ar: nothing to set
   # vmd: form is global | step | jump | paper
   config.objective = ConfigDict(
     {
       "name": "md4",
-      "estimator": "count",
+      "estimator": placeholder(str),
       "steps": placeholder(int),
+      "block_size": placeholder(int),
       "form": placeholder(str),
       "samples": placeholder(int),
       "step_counts": placeholder(tuple),
@@ -89,6 +91,7 @@ def base() -> Any:
       "temperature": placeholder(float),
       "top_p": placeholder(float),
       "count": 8,
+      "length": placeholder(int),
       "split": "valid",
       "prompt": "",
       "prompts_file": "",

@@ -7,6 +7,11 @@ and with --config.data.valid_path the two files are train and valid.
 Variants:
   small (default): 3 layers x 192, length 128, for two CPU cores.
   vmd: small with a Gaussian latent, trained on the bounds of samplers with 8 to 64 steps.
+  ar: small, from left to right; its likelihood is exact.
+  block4: small, by block diffusion (BD3-LM, arXiv 2503.09573): blocks of 4 characters, one after
+    another from left to right.
+  block8: the same in blocks of 8.
+  block16: the same in blocks of 16.
   md4: the settings of the paper, with its continuous-time estimator. Batch 512 wants an
     accelerator or several.
 Command: python -m md4vmd.main --config=configs/text8.py --config.data.path=text8.gz
@@ -16,7 +21,8 @@ Infilling: --mode=sample --config.sampler.prompt="skydiving is a fun sport [MASK
 
 from configs import common
 
-VARIANTS = ["small", "vmd", "md4"]
+BLOCKS = {"block4": 4, "block8": 8, "block16": 16}
+VARIANTS = ["small", "vmd", "ar", *BLOCKS, "md4"]
 
 
 def get_config(variant: str = "small"):
@@ -30,7 +36,7 @@ def get_config(variant: str = "small"):
   config.sampler.update({"steps": 128, "count": 4})
   config.evaluators.likelihood.draws = 4
   config.run.then = ("evaluate", "sample")
-  if variant in ("small", "vmd"):
+  if variant != "md4":
     config.network.update({"width": 192, "depth": 3, "heads": 3})
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200})
     config.run.update({"steps": 3000, "batch_size": 32, "log_every": 100, "checkpoint_every": 500})
@@ -41,6 +47,11 @@ def get_config(variant: str = "small"):
     config.objective.update({"kl_hold": 200, "kl_warmup": 800})
     config.evaluators.latent = {}
     config.sampler.steps = 32
+  if variant == "ar":
+    config.objective.name = "ar"
+    config.evaluators.likelihood.draws = 1  # nothing is drawn
+  if variant in BLOCKS:
+    config.objective.block_size = BLOCKS[variant]
   if variant == "md4":
     config.data.length = 256
     config.objective.estimator = "time"

@@ -6,6 +6,7 @@ A new rule is one file and one line of TABLE.
 from functools import partial
 
 from md4vmd.samplers.ancestral import Ancestral
+from md4vmd.samplers.autoregressive import sample_blocks, sample_tokens
 from md4vmd.samplers.confidence import Confidence
 from md4vmd.samplers.loop import REFRESHES, Samples, sample
 from md4vmd.schedules.grids import GRIDS, times
@@ -25,5 +26,7 @@ __all__ = [
   "Confidence",
   "Samples",
   "sample",
+  "sample_blocks",
+  "sample_tokens",
   "times",
 ]
