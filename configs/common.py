@@ -62,9 +62,9 @@ def base() -> Any:
     }
   )
 
-  # md4: estimator is count | time | steps (then steps is T); block_size for block diffusion
+  # md4: estimator is count | time | steps (then steps is T); block_size makes it block diffusion
+  # vmd: form is global (with block_size too) | step | jump | paper
   # ar: nothing to set
-  # vmd: form is global | step | jump | paper
   config.objective = ConfigDict(
     {
       "name": "md4",

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from flax import linen as nn
 
 from benchmarks import naive
-from md4vmd import networks, samplers
+from md4vmd import latents, networks, rngs, samplers
 from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import ModelFns
-from md4vmd.objectives import AR, MD4
+from md4vmd.objectives import AR, MD4, VMD
 from md4vmd.schedules.linear import Linear
 from tests import shrunken, toys
 
@@ -286,6 +287,87 @@ def test_the_bound_is_above_the_exact_law_and_equal_to_it_for_one_step(make, ste
     np.testing.assert_allclose(gap_X, 0, atol=2e-5)
   else:
     assert gap_X.min() > -1e-5 and 0.01 < gap_X.mean() < 5
+
+
+@pytest.fixture(scope="module")
+def latent_blocks():
+  """fns of a network with a latent per block, whose parameters are moved off their start."""
+  denoiser = networks.Transformer(
+    V, width=16, depth=1, heads=2, condition_width=8, attends="blocks", block_size=S
+  )
+  network = networks.with_latent(denoiser, latents.GaussianFamily(width=2, prior="learned"))
+  init = lambda: nn.unbox(network.init(jax.random.key(0), jnp.zeros((1, L), int), jnp.ones((1, 1))))
+  shapes = jax.eval_shape(init)["params"]
+  draw = lambda leaf: jnp.asarray(0.3 * RNG.normal(size=leaf.shape), leaf.dtype)
+  return networks.bind(network, jax.tree.map(draw, shapes))
+
+
+def test_each_block_has_a_latent_and_pays_its_divergence(latent_blocks):
+  objective, fns = VMD(LINEAR, V, "global", block_size=S), latent_blocks
+  scored_BxL = [[True, True, True, True], [True, True, False, False]]  # a block without a score
+  batch = toys.make_batch(X_XxL[[5, 70]], scored_BxL=scored_BxL)
+
+  @jax.jit
+  def run():
+    seen = []
+
+    def denoise(*args, **inputs):
+      prediction = fns.denoise(*args, **inputs)
+      seen.append((args, inputs, prediction.logits()))
+      return prediction
+
+    draws = objective.draw(rngs.batch_noise(jax.random.key(0), 2), batch)
+    terms = objective.loss(fns._replace(denoise=denoise), batch, draws, step=0)
+    clues_BxL = jnp.where(batch.free_BxL, V, batch.x_BxL)
+    q = fns.encode(batch.x_BxL, clues_BxL, batch.free_BxL)
+    return terms, q.kl(fns.prior(clues_BxL)), seen[0]
+
+  terms, kl_BxG, ((zt_BxL, t_BxG), inputs, whole_BxLxV) = run()
+  z_BxGxZ = inputs["latent_BxGxZ"]
+  assert kl_BxG.shape == t_BxG.shape == z_BxGxZ.shape[:2] == (2, L // S) and kl_BxG.min() > 1e-3
+  assert np.abs(z_BxGxZ[:, 0] - z_BxGxZ[:, 1]).min() > 1e-3
+  np.testing.assert_allclose(terms.parts["kl"], [kl_BxG[0].sum(), kl_BxG[1, 0]], rtol=1e-5)
+  np.testing.assert_allclose(sum(terms.parts.values()), terms.nelbo_B, rtol=1e-6)
+  cache, parts = fns.init_cache(2, L), []
+  for b in range(L // S):
+    block = slice(b * S, b * S + S)
+    latent_Bx1xZ = z_BxGxZ[:, b : b + 1]
+    noisy = fns.denoise(
+      zt_BxL[:, block], t_BxG[:, b : b + 1], latent_BxGxZ=latent_Bx1xZ, cache=cache
+    )
+    parts.append(_logits(noisy[0]))
+    _, cache = fns.denoise(batch.x_BxL[:, block], jnp.zeros((2, 1)), cache=cache)
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), whole_BxLxV, atol=1e-5)
+
+
+def test_latents_of_blocks_are_drawn_anew_for_each_block(latent_blocks):
+  seen, shape = [], (8, L)
+
+  def denoise(*args, latent_BxGxZ=None, **inputs):
+    if latent_BxGxZ is not None:
+      jax.debug.callback(lambda z_BxGxZ: seen.append(np.asarray(z_BxGxZ)), latent_BxGxZ)
+    return latent_blocks.denoise(*args, latent_BxGxZ=latent_BxGxZ, **inputs)
+
+  samples = jax.jit(
+    lambda: samplers.sample_blocks(
+      jax.random.key(0), latent_blocks._replace(denoise=denoise), LINEAR, samplers.Ancestral(),
+      samplers.times("uniform", 3), tokens_BxL=jnp.zeros(shape, int),
+      free_BxL=jnp.ones(shape, bool), vocab_size=V,
+    )
+  )()  # fmt: skip
+  jax.effects_barrier()
+  assert (samples.x_BxL < V).all()
+  assert all(z_BxGxZ.shape == (8, 1, 2) for z_BxGxZ in seen)
+  assert len(np.unique(np.stack(seen), axis=0)) == L // S  # held within a block
+
+
+@pytest.mark.parametrize("form", ["jump", "step", "paper"])
+def test_blocks_of_other_forms_and_conditional_priors_are_refused(form):
+  with pytest.raises(ValueError, match=f"the form '{form}'; blocks are for 'global'"):
+    VMD(LINEAR, V, form, block_size=S)
+  denoiser = networks.Transformer(V, attends="blocks", block_size=S)
+  with pytest.raises(ValueError, match="'conditional' reads the whole sequence"):
+    networks.with_latent(denoiser, latents.GaussianFamily(width=2, prior="conditional"))
 
 
 # --- samples ----------------------------------------------------------------------------------
