@@ -4,13 +4,16 @@ They share the network, its parameters, the draws and the optimizer with the lib
 rest as the public MD4 implementation does: logits of every row, log-softmax against one-hot
 targets, masks and weights applied afterwards, gradients by `jax.grad` of the whole, no donation;
 and in sampling a categorical draw over the vocabulary and the mask at every position of every step.
+Decoding from left to right has no cache there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -138,3 +141,33 @@ def ancestral(
 
   z1_BxL = jnp.full((batch, length), vocab_size, jnp.int32)
   return jax.lax.fori_loop(0, times.shape[0] - 1 if steps is None else steps, body, z1_BxL)
+
+
+@flax.struct.dataclass
+class Prefix:
+  """What takes the place of a cache: the tokens read so far, `length` of them."""
+
+  tokens_BxL: jax.Array
+  length: jax.Array
+
+
+def without_cache(fns: ModelFns) -> ModelFns:
+  """The same predictions behind a prefix, each from the whole sequence computed anew."""
+
+  def denoise(tokens_BxK, t_BxG, *, cache, **inputs):
+    read_BxL = jax.lax.dynamic_update_slice_in_dim(
+      cache.tokens_BxL, tokens_BxK, cache.length, axis=1
+    )
+    clean = {} if fns.block_size is None else {"clean_BxL": cache.tokens_BxL}
+    prediction = fns.denoise(read_BxL, t_BxG, **clean, **inputs)
+    count = tokens_BxK.shape[1]
+    hidden_BxKxD = jax.lax.dynamic_slice_in_dim(
+      prediction.hidden_BxLxD, cache.length, count, axis=1
+    )
+    here = dataclasses.replace(prediction, hidden_BxLxD=hidden_BxKxD)
+    return here, Prefix(read_BxL, cache.length + count)
+
+  def init_cache(batch, length):
+    return Prefix(jnp.zeros((batch, length), jnp.int32), jnp.zeros((), jnp.int32))
+
+  return fns._replace(denoise=denoise, init_cache=init_cache)

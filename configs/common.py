@@ -62,9 +62,11 @@ def base() -> Any:
     }
   )
 
-  # md4, sedd: estimator is count | time | steps (md4 alone; then steps is T, and auxiliary D3PM's)
+  # md4, sedd: estimator is count | time | steps (md4 alone; then steps is T, and auxiliary D3PM's);
+  #   block_size makes it block diffusion
   # genmd4: power is learned | frozen
-  # vmd: form is global | step | jump | paper
+  # vmd: form is global (with block_size too) | step | jump | paper
+  # ar: nothing to set
   config.objective = ConfigDict(
     {
       "name": "md4",
@@ -73,6 +75,7 @@ def base() -> Any:
       "auxiliary": placeholder(float),
       "power": placeholder(str),
       "power_decay": placeholder(float),
+      "block_size": placeholder(int),
       "form": placeholder(str),
       "samples": placeholder(int),
       "step_counts": placeholder(tuple),
@@ -94,6 +97,7 @@ def base() -> Any:
       "temperature": placeholder(float),
       "top_p": placeholder(float),
       "count": 8,
+      "length": placeholder(int),
       "split": "valid",
       "prompt": "",
       "prompts_file": "",

@@ -10,6 +10,11 @@ Variants:
   sedd: small trained by score entropy; the part "normalised" of its bound is MD4's.
   d3pm: small in 1000 discrete steps with the auxiliary cross-entropy of D3PM.
   vmd: small with a Gaussian latent, trained on the bounds of samplers with 8 to 64 steps.
+  ar: small, from left to right; its likelihood is exact.
+  block4: small, by block diffusion (BD3-LM, arXiv 2503.09573): blocks of 4 characters, one after
+    another from left to right.
+  block8: the same in blocks of 8.
+  block16: the same in blocks of 16.
   md4: the settings of the paper, with its continuous-time estimator. Batch 512 wants an
     accelerator or several.
 Command: python -m md4vmd.main --config=configs/text8.py --config.data.path=text8.gz
@@ -19,7 +24,8 @@ Infilling: --mode=sample --config.sampler.prompt="skydiving is a fun sport [MASK
 
 from configs import common
 
-VARIANTS = ["small", "genmd4", "sedd", "d3pm", "vmd", "md4"]
+BLOCKS = {"block4": 4, "block8": 8, "block16": 16}
+VARIANTS = ["small", "genmd4", "sedd", "d3pm", "ar", *BLOCKS, "vmd", "md4"]
 
 
 def get_config(variant: str = "small"):
@@ -54,6 +60,11 @@ def get_config(variant: str = "small"):
     config.objective.update({"kl_hold": 200, "kl_warmup": 800})
     config.evaluators.latent = {}
     config.sampler.steps = 32
+  if variant == "ar":
+    config.objective.name = "ar"
+    config.evaluators.likelihood.draws = 1  # nothing is drawn
+  if variant in BLOCKS:
+    config.objective.block_size = BLOCKS[variant]
   if variant == "md4":
     config.data.length = 256
     config.objective.estimator = "time"

@@ -98,6 +98,7 @@ class Sampling:
     prompts_file: jsonl of {"prompt": ...}; "" for none.
     split: where the clues come from, for data that has clues.
     latent_refresh: when a latent is drawn, "once" or "step".
+    length: tokens of a sample.
   """
 
   step: SamplerStep
@@ -108,6 +109,7 @@ class Sampling:
   prompts_file: str
   split: str
   latent_refresh: str
+  length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +147,10 @@ def model(config: Config) -> Model:
   objective = _from_table(
     objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
   )
-  network = _network(config, vocab_size)
-  if isinstance(objective, objectives.GenMD4):
-    network = networks.TokenPowerNetwork(network, objective.initial_power)
-  sampling = {"latent_refresh": objective.latent_refresh} | _settings(config.sampler)
-  sampling = _call(_sampling, sampling, "sampler")
+  network = _network(config, vocab_size, objective)
+  defaults = {"latent_refresh": objective.latent_refresh, "length": dataset.length}
+  sampling = _call(_sampling, defaults | _settings(config.sampler), "sampler")
+  _check_length(dataset.length, sampling.length, network)
   if sampling.step.is_by_token != isinstance(network, networks.TokenPowerNetwork):
     raise ValueError(
       f"objective '{config.objective.name}' and sampler '{config.sampler.name}' do not fit: "
@@ -170,9 +171,31 @@ def model(config: Config) -> Model:
   )
 
 
-def _network(config: Config, vocab_size: int) -> nn.Module:
-  """The network, with its latent if there is one."""
-  network = _from_table(networks.TABLE, config.network, "network", vocab_size=vocab_size)
+def _network(config: Config, vocab_size: int, objective: Objective) -> nn.Module:
+  """The network, with its latent if there is one; the objective says what its tokens see."""
+  attends = getattr(objective, "attends", "all")
+  network = _from_table(
+    networks.TABLE,
+    config.network,
+    "network",
+    vocab_size=vocab_size,
+    attends=attends,
+    block_size=getattr(objective, "block_size", None),
+  )
+  if sees(network) != attends:
+    raise ValueError(
+      f"objective '{config.objective.name}' needs tokens that see '{attends}' and network "
+      f"'{config.network.name}' cannot do that; set network.name=transformer"
+    )
+  if attends == "left" and (network.time_conditioning or config.latent.name != "none"):
+    raise ValueError(
+      f"objective '{config.objective.name}' has no time and no latent; set "
+      "network.time_conditioning=False and latent.name=none"
+    )
+  if isinstance(objective, objectives.GenMD4):
+    if config.latent.name != "none":
+      raise ValueError("objective 'genmd4' has no latent; set latent.name=none")
+    return networks.TokenPowerNetwork(network, objective.initial_power)
   if config.latent.name == "none":
     return network
   settings = _settings(config.latent)
@@ -185,6 +208,41 @@ def _network(config: Config, vocab_size: int) -> nn.Module:
   }
   family = _from_table(latents.TABLE, settings, "latent")
   return networks.with_latent(network, family, **inputs, **reader)
+
+
+def _check_length(trained: int, sampled: int, network: nn.Module) -> None:
+  """Refuses lengths that the network cannot decode."""
+  attends, block_size = sees(network), getattr(network, "block_size", None)
+  if sampled != trained and (attends == "all" or getattr(network, "absolute_positions", False)):
+    raise ValueError(
+      f"sampler.length is {sampled} and this network knows sequences of {trained} tokens; leave "
+      "sampler.length unset, or train objective 'ar' or one with a block_size, without "
+      "absolute_positions"
+    )
+  for key, length in {"data": trained, "sampler": sampled}.items():
+    if block_size is not None and length % block_size:
+      raise ValueError(
+        f"objective.block_size {block_size} does not divide {key}.length {length}; make it a "
+        f"multiple of {block_size}"
+      )
+
+
+def sees(network: nn.Module) -> str:
+  """What a network's tokens see: "all", "left" or "blocks"."""
+  return getattr(network, "attends", "all")
+
+
+def require_all(built: Model, where: str) -> None:
+  """Refuses, for an evaluator, networks whose tokens do not see all others.
+
+  Raises:
+    ValueError: the network decodes from left to right.
+  """
+  if sees(built.network) != "all":
+    raise ValueError(
+      f"{where} fills positions in any order and this network decodes from left to right; remove "
+      "it from config.evaluators"
+    )
 
 
 def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,14 +297,16 @@ def _sampling(
   grid: str,
   steps: int,
   count: int,
+  length: int,
   split: str = "valid",
   prompt: str = "",
   prompts_file: str = "",
   latent_refresh: str = "once",
   **settings: Any,
 ) -> Sampling:
-  if count < 1:
-    raise ValueError(f"sampler.count is {count}; it must be at least 1")
+  for key, value in {"count": count, "length": length}.items():
+    if value < 1:
+      raise ValueError(f"sampler.{key} is {value}; it must be at least 1")
   times = samplers.times(grid, steps)
   if latent_refresh not in samplers.REFRESHES:
     raise ValueError(
@@ -254,7 +314,7 @@ def _sampling(
       f"{', '.join(samplers.REFRESHES)}"
     )
   step = sampler(name, **settings)
-  return Sampling(step, times, grid, count, prompt, prompts_file, split, latent_refresh)
+  return Sampling(step, times, grid, count, prompt, prompts_file, split, latent_refresh, length)
 
 
 def sampler(name: str, **settings: Any) -> SamplerStep:
@@ -280,6 +340,7 @@ def _check_name(name: Any, table: Mapping[str, Any], where: str) -> None:
 
 
 def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str, **extra) -> Any:
+  """Calls `function` with the settings of a section and with what it takes of `extra`."""
   parameters = inspect.signature(function).parameters
   is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
   known = [
@@ -295,7 +356,7 @@ def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str,
   for key in known:
     if parameters[key].default is inspect.Parameter.empty and key not in settings:
       raise ValueError(f"{where} needs a value for '{key}'")
-  return function(**settings, **extra)
+  return function(**settings, **{key: extra[key] for key in extra if key in parameters})
 
 
 def _leaves(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:

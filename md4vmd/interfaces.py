@@ -180,22 +180,33 @@ class ModelFns(NamedTuple):
   """A network bound to its parameters, as pure functions; None marks a role that it lacks.
 
   denoise: (zt_BxL, t_BxG | None, *, label_B=None, latent_BxGxZ=None, dropout_key=None) ->
-    Prediction; without a dropout key it is deterministic.
+    Prediction; without a dropout key it is deterministic. A network that attends to blocks also
+    needs the clean tokens, clean_BxL=. With cache=, tokens_BxK stand behind the tokens of the cache
+    and it returns (Prediction, cache that holds them too).
   encode: (x_BxL, zt_BxL, where_BxL, *, label_B=None) -> latents.Distribution q(z | x_S, z_t), S
     being `where`; None where the latent is enumerated.
   prior: (zt_BxL, *, label_B=None) -> latents.Distribution p(z | z_t); None without a latent.
   token_power: () -> power_V, w of the schedule alpha(t) = 1 - t^w of each token; None where all
     tokens share one schedule.
+  init_cache: (batch, length) -> an empty cache, any pytree; None where every token sees all others.
+  block_size: tokens that see each other, in a network that has a cache; None where each sees those
+    to its left.
   """
 
-  denoise: Callable[..., Prediction]
+  denoise: Callable[..., Any]
   encode: Callable[..., Any] | None = None
   prior: Callable[..., Any] | None = None
   token_power: Callable[[], jax.Array] | None = None
+  init_cache: Callable[[int, int], Any] | None = None
+  block_size: int | None = None
 
 
 class Objective(Protocol):
-  """A training objective and the bound that it reports."""
+  """A training objective and the bound that it reports.
+
+  One that factorises the sequence from left to right also says what the network's tokens may see:
+  `attends`, "left" or "blocks", and the `block_size` of the latter. Others need not speak of it.
+  """
 
   @property
   def latent_refresh(self) -> str:

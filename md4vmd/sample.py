@@ -43,28 +43,36 @@ def prepare(model: build.Model) -> tuple[list[str], np.ndarray, np.ndarray]:
   return prompts, *_starts(model, prompts)
 
 
-def parse_prompt(dataset: data.Dataset, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+def parse_prompt(
+  dataset: data.Dataset, prompt: str, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """(tokens_L, free_L) of a prompt: `[MASK:n]` stands for n free tokens, as does the mask mark.
 
   Positions behind the prompt stay unknown: the model sees masks there and they are not filled.
 
+  Args:
+    dataset: whose alphabet it is.
+    prompt: the text.
+    length: L; that of the data by default.
+
   Raises:
-    ValueError: the prompt is longer than the model's sequences or leaves nothing to fill.
+    ValueError: the prompt is longer than L or leaves nothing to fill.
   """
+  length = length or dataset.length
   pieces = _MASK.split(prompt)  # text, count, text, count, ..., text
   texts = [dataset.encode(piece) for piece in pieces[::2]]
   counts = [int(count or 1) for count in pieces[1::2]]
   total = sum(map(len, texts)) + sum(counts)
-  if total > dataset.length:
+  if total > length:
     raise ValueError(
-      f"the prompt {prompt[:40]!r} has {total} tokens and the model's sequences "
-      f"{dataset.length}; shorten it"
+      f"the prompt {prompt[:40]!r} has {total} tokens and the model's sequences {length}; "
+      "shorten it"
     )
   masks = [np.full(count, dataset.vocab_size, np.int32) for count in counts]
   tokens_N = np.concatenate([texts[0], *itertools.chain(*zip(masks, texts[1:], strict=True))])
-  tokens_L = np.full(dataset.length, dataset.vocab_size, np.int32)
+  tokens_L = np.full(length, dataset.vocab_size, np.int32)
   tokens_L[:total] = tokens_N
-  free_L = np.zeros(dataset.length, bool)
+  free_L = np.zeros(length, bool)
   free_L[:total] = tokens_N == dataset.vocab_size
   if not free_L.any():
     raise ValueError(f"the prompt {prompt!r} leaves nothing to fill; mark the place with [MASK:n]")
@@ -94,12 +102,14 @@ def _prompts(model: build.Model) -> list[str]:
 
 def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and free positions before sampling."""
-  dataset, count = model.dataset, model.sampling.count
+  dataset, count, length = model.dataset, model.sampling.count, model.sampling.length
   if prompts:
-    parsed = [parse_prompt(dataset, prompt) for prompt in prompts]
+    parsed = [parse_prompt(dataset, prompt, length) for prompt in prompts]
     return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
   source = dataset.split(model.sampling.split)
   if "given" in source[0]:
+    if length != dataset.length:
+      raise ValueError(f"sampler.length is {length} and puzzles have {dataset.length}; unset it")
     puzzles = {}  # a puzzle with several solutions stands in a split more than once
     for item in (source[i] for i in range(len(source))):
       tokens_L = np.where(item["given"], item["x"], dataset.vocab_size)
@@ -108,7 +118,7 @@ def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndar
         break
     tokens, free = zip(*puzzles.values(), strict=True)
     return np.stack(tokens), np.stack(free)
-  shape = (count, dataset.length)
+  shape = (count, length)
   return np.full(shape, dataset.vocab_size, np.int32), np.ones(shape, bool)
 
 
@@ -133,6 +143,7 @@ def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samp
       f"Warning: sampler.latent_refresh is '{sampling.latent_refresh}' and this model was trained "
       f"for '{fitting}'; its samples are not those of the model that is evaluated."
     )
+  _warn_of_order(model, tokens_BxL, free_BxL)
   key = rngs.stream(model.seed, 0, "sample")
   done = []
   for start in range(0, count, size):
@@ -147,6 +158,27 @@ def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samp
     batch = partitioning.put_batch(model.mesh, arrays)
     done.append(partitioning.to_host(fill(params, batch, key)))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *done)
+
+
+def _warn_of_order(model: build.Model, tokens_BxL, free_BxL) -> None:
+  """Says what a network that decodes from left to right cannot do."""
+  if build.sees(model.network) == "all":
+    return
+  length, trained = tokens_BxL.shape[1], model.dataset.length
+  if length > trained:
+    say(f"Warning: samples of {length} tokens, and the network was trained on {trained}.")
+  size = getattr(model.network, "block_size", None) or 1
+  has = lambda is_there_BxL: is_there_BxL.reshape(len(is_there_BxL), -1, size).any(-1)
+  is_given_BxK = has(~free_BxL & (tokens_BxL != model.dataset.vocab_size))
+  is_before_BxK = np.cumsum(has(free_BxL), axis=1) - has(free_BxL) > 0
+  if (is_given_BxK & is_before_BxK).any():
+    say(
+      "Warning: this network decodes from left to right; given tokens do not inform the free ones "
+      "of earlier blocks."
+      if size > 1
+      else "Warning: this network decodes from left to right; given tokens do not inform the free "
+      "ones to their left."
+    )
 
 
 def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None:

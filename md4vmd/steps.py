@@ -171,17 +171,19 @@ def sample_step(
   vocab_size: int,
   latent_refresh: str = "once",
 ) -> samplers.Samples:
-  """Fills the free positions of a batch; draws depend on (key, index of the example) alone."""
-  return samplers.sample(
-    key,
-    networks.bind(network, params),
-    schedule,
-    sampler,
-    times,
-    tokens_BxL=batch.x_BxL,
-    free_BxL=batch.free_BxL,
-    vocab_size=vocab_size,
-    label_B=batch.label_B,
-    index_B=batch.index_B,
-    latent_refresh=latent_refresh,
-  )
+  """Fills the free positions of a batch, in the order that the network is made for.
+
+  Draws depend on (key, index of the example) alone.
+  """
+  fns = networks.bind(network, params)
+  given = {
+    "tokens_BxL": batch.x_BxL,
+    "free_BxL": batch.free_BxL,
+    "vocab_size": vocab_size,
+    "label_B": batch.label_B,
+    "index_B": batch.index_B,
+  }
+  if fns.init_cache is not None and fns.block_size is None:
+    return samplers.sample_tokens(key, fns, schedule, sampler, **given)
+  fill = samplers.sample if fns.init_cache is None else samplers.sample_blocks
+  return fill(key, fns, schedule, sampler, times, latent_refresh=latent_refresh, **given)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import naive, sampler, timing, train_step
+from benchmarks import decode, naive, sampler, timing, train_step
 from md4vmd import rngs
 
 TINY = train_step.Case("tiny", 11, 16, 1, 32, 4)
@@ -117,3 +117,17 @@ def test_figures_are_finite_numbers(tmp_path, value):
   with pytest.raises(ValueError, match=r"figure x is .*; it must be a finite number"):
     timing.finish({"x": value}, tmp_path / "out.json")
   assert not list(tmp_path.iterdir())
+
+
+def test_decoding_command_compares_prints_a_table_and_writes_flat_json(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(decode, "CASES", (decode.Decoding("tiny", 11, 8, 1, 32, 2),))
+  out = tmp_path / "figures.json"
+  decode.main(["--json", str(out), "--rounds", "1", "--naive-positions", "4"])
+  printed = capsys.readouterr().out
+  assert re.search(r"^tiny with cache .* 8 ", printed, re.MULTILINE)
+  assert is_flat(out)
+  figures = json.loads(out.read_text())
+  assert figures["tiny/seconds_ratio"] > 0 and figures["tiny/cached_calls"] == 8
+  assert 0 <= figures["tiny/logits_error"] <= 1e-5

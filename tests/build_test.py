@@ -1,12 +1,14 @@
+import dataclasses
 import hashlib
 import re
 
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from md4vmd import build, evaluators
+from md4vmd import build, evaluators, networks
 from tests import shrunken
 
 
@@ -129,6 +131,59 @@ def test_a_value_against_the_rules_is_refused_with_the_rule(config, change, rule
   for key, value in change.items():
     set_in(config, key, value)
   with pytest.raises(ValueError, match=re.escape(rule)):
+    build.model(config)
+
+
+@pytest.mark.parametrize(
+  "objective, attends",
+  [({"name": "ar"}, ("left", None)), ({"block_size": 2}, ("blocks", 2)), ({}, ("all", None))],
+)
+def test_the_objective_says_what_the_network_sees(config, objective, attends):
+  config.objective.update(objective)
+  built = build.model(config)
+  assert (built.network.attends, built.network.block_size) == attends
+  assert built.sampling.length == built.dataset.length
+  evaluates = {"exact": {}, "blocks": {"cells": ((1, 1),)}}
+  built = dataclasses.replace(built, evaluators=evaluates)
+  if attends[0] == "all":
+    assert len(build.evaluators(built, evaluators.TABLE)) == 2
+    return
+  for name in evaluates:
+    alone = dataclasses.replace(built, evaluators={name: evaluates[name]})
+    with pytest.raises(ValueError, match=f"evaluators.{name} fills positions in any order"):
+      build.evaluators(alone, evaluators.TABLE)
+
+
+@pytest.mark.parametrize(
+  "change, rule",
+  [
+    ({"objective.name": "ar", "network.time_conditioning": True}, "time_conditioning=False"),
+    ({"objective.name": "ar", "latent.name": "gaussian"}, "has no time and no latent"),
+    ({"objective.name": "ar", "sampler.length": 0}, "sampler.length is 0"),
+    ({"objective.block_size": 3}, "objective.block_size 3 does not divide data.length 2"),
+    ({"objective.block_size": 0}, "objective block_size is 0; it must be at least 1"),
+    ({"objective.block_size": 2, "sampler.length": 7}, "does not divide sampler.length 7"),
+    ({"sampler.length": 7}, "sampler.length is 7 and this network knows sequences of 2 tokens"),
+    (
+      {"objective.name": "ar", "network.absolute_positions": True, "sampler.length": 7},
+      "sampler.length is 7 and this network knows sequences of 2 tokens",
+    ),
+  ],
+)
+def test_what_does_not_fit_decoding_from_left_to_right_is_refused(config, change, rule):
+  config.network.time_conditioning = False
+  test_a_value_against_the_rules_is_refused_with_the_rule(config, change, rule)
+
+
+def test_a_network_that_cannot_hide_tokens_is_refused(config, monkeypatch):
+  class Mixer(nn.Module):
+    vocab_size: int
+
+  monkeypatch.setitem(networks.TABLE, "mixer", Mixer)
+  config.network = ConfigDict({"name": "mixer"})
+  assert build.model(config).network.vocab_size == 10
+  config.objective.block_size = 2
+  with pytest.raises(ValueError, match="needs tokens that see 'blocks' and network 'mixer' cannot"):
     build.model(config)
 
 

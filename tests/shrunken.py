@@ -21,8 +21,12 @@ QUICK = {
 }
 
 
+# Variants that differ from another one by a number alone; tests/docs_test.py builds their configs.
+LIKE_ANOTHER = {("text8", "block8"), ("text8", "block16")}
+
+
 def shipped() -> list[tuple[str, str]]:
-  """(config, variant) of all that configs/ offers; the variant of a plain config is ""."""
+  """(config, variant) of what configs/ offers; the variant of a plain config is ""."""
   names = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
   modules = {name: importlib.import_module(f"configs.{name}") for name in names}
   return [
@@ -30,6 +34,7 @@ def shipped() -> list[tuple[str, str]]:
     for name, module in modules.items()
     if hasattr(module, "get_config")
     for variant in getattr(module, "VARIANTS", [""])
+    if (name, variant) not in LIKE_ANOTHER
   ]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from md4vmd import networks, samplers
-from md4vmd.build import Model
+from md4vmd.build import Model, require_all
 from md4vmd.evaluators.enumeration import exact_log_prob
 
 
@@ -23,6 +23,7 @@ class Exact:
   """
 
   def __init__(self, model: Model, steps: tuple[int, ...] = (1, 2, 4), grid: str = "uniform"):
+    require_all(model, "evaluators.exact")
     support_MxL = model.dataset.support_MxL
     if support_MxL is None:
       raise ValueError(

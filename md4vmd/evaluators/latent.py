@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from md4vmd import data, forward, networks, partitioning, rngs
-from md4vmd.build import Model
+from md4vmd.build import Model, require_all
 from md4vmd.interfaces import Batch, ModelFns
 
 _ACTIVE = 0.01  # variance of a posterior mean above which a unit counts as active
@@ -32,6 +32,7 @@ class LatentUse:
   """
 
   def __init__(self, model: Model, split: str = "valid", limit: int = 256, draws: int = 16):
+    require_all(model, "evaluators.latent")
     if not isinstance(model.network, networks.LatentNetwork):
       raise ValueError("evaluators.latent needs a latent; remove it from config.evaluators")
     if limit < 2 or draws < 1:

@@ -8,9 +8,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 
-from md4vmd.interfaces import ModelFns, Prediction
+from md4vmd.interfaces import ModelFns
 from md4vmd.networks.latent import LatentNetwork
 from md4vmd.networks.token_power import TokenPowerNetwork
+from md4vmd.networks.transformer import Transformer
 
 
 def bind(network: nn.Module, params: Any) -> ModelFns:
@@ -24,7 +25,7 @@ def bind(network: nn.Module, params: Any) -> ModelFns:
     label_B: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     **inputs: Any,
-  ) -> Prediction:
+  ) -> Any:
     return apply(
       {"params": params},
       zt_BxL,
@@ -38,12 +39,14 @@ def bind(network: nn.Module, params: Any) -> ModelFns:
   def role(method: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays, **inputs: apply({"params": params}, *arrays, method=method, **inputs)
 
+  fns = ModelFns(denoise)
   if isinstance(network, TokenPowerNetwork):
-    return ModelFns(denoise, token_power=role(network.token_power))
+    return fns._replace(token_power=role(network.token_power))
+  if isinstance(network, Transformer | LatentNetwork) and network.attends != "all":
+    fns = fns._replace(init_cache=network.empty_cache, block_size=network.block_size)
   if not isinstance(network, LatentNetwork):
-    return ModelFns(denoise)
-  return ModelFns(
-    denoise,
+    return fns
+  return fns._replace(
     encode=role(network.encode) if network.family.has_posterior else None,
     prior=role(network.prior),
   )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from md4vmd import latents
 from md4vmd.networks import layers
 from md4vmd.networks.head import HeadPrediction
+from md4vmd.networks.reach import Cache
 from md4vmd.networks.transformer import Transformer, Trunk
 
 
@@ -30,7 +31,7 @@ class Reader(Trunk):
     label_B: jax.Array | None = None,
   ) -> jax.Array:
     """raw_BxGxS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
-    hidden_BxLxD = self.hidden(
+    hidden_BxLxD, _ = self.hidden(
       zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
     )
     mean_BxGxD = hidden_BxLxD.reshape(zt_BxL.shape[0], groups, -1, self.width).mean(2)
@@ -47,19 +48,41 @@ class LatentNetwork(nn.Module):
     recognition: reads what is known and what is to be revealed; None where the latent is
       enumerated.
     prior_reader: reads what is visible; None for a prior that is the same everywhere.
-    groups: latents of a sequence, one for each of this many equal stretches.
+
+  A sequence has one latent, or one per block where the denoiser attends to blocks.
   """
 
   denoiser: Transformer
   family: latents.Family
   recognition: Reader | None
   prior_reader: Reader | None
-  groups: int = 1
 
   @property
   def classes(self) -> int:
     """Number of labels of a class-conditional model."""
     return self.denoiser.classes
+
+  @property
+  def attends(self) -> str:
+    """What the denoiser's tokens see."""
+    return self.denoiser.attends
+
+  @property
+  def block_size(self) -> int | None:
+    """Tokens of a block, and of a latent; None where a sequence is one."""
+    return self.denoiser.block_size
+
+  @property
+  def absolute_positions(self) -> bool:
+    """Whether it knows positions up to the length that it was trained on alone."""
+    return self.denoiser.absolute_positions
+
+  def empty_cache(self, batch: int, length: int) -> Cache:
+    """The denoiser's."""
+    return self.denoiser.empty_cache(batch, length)
+
+  def _groups(self, tokens_BxL):
+    return tokens_BxL.shape[1] // self.block_size if self.block_size else 1
 
   def __call__(
     self,
@@ -69,14 +92,22 @@ class LatentNetwork(nn.Module):
     label_B: jax.Array | None = None,
     latent_BxGxZ: jax.Array | None = None,
     deterministic: bool = True,
-  ) -> HeadPrediction:
+    clean_BxL: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> HeadPrediction | tuple[HeadPrediction, Cache]:
     """The denoiser; without a latent it is the network with its latent switched off."""
     if self.is_initializing():  # no role may lack its parameters
       self.prior(zt_BxL, label_B=label_B)
       if self.recognition is not None:
         self.encode(zt_BxL, zt_BxL, zt_BxL == 0, label_B=label_B)
     return self.denoiser(
-      zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
+      zt_BxL,
+      t_BxG,
+      label_B=label_B,
+      latent_BxGxZ=latent_BxGxZ,
+      deterministic=deterministic,
+      clean_BxL=clean_BxL,
+      cache=cache,
     )
 
   def encode(
@@ -90,18 +121,19 @@ class LatentNetwork(nn.Module):
     """q(z | x_S, z_t): z_t and the clean tokens of the positions S, `where`."""
     assert self.recognition is not None
     tokens_BxL = jnp.where(where_BxL, x_BxL, zt_BxL)
-    return self.family.make_posterior(self.recognition(tokens_BxL, where_BxL, self.groups, label_B))
+    groups = self._groups(tokens_BxL)
+    return self.family.make_posterior(self.recognition(tokens_BxL, where_BxL, groups, label_B))
 
   @nn.compact
   def prior(self, zt_BxL: jax.Array, *, label_B: jax.Array | None = None) -> latents.Distribution:
     """p(z | z_t), the same for every z_t unless there is a reader."""
-    size = self.family.prior_size
-    raw_BxGxS = jnp.zeros((zt_BxL.shape[0], self.groups, size))
+    size, groups = self.family.prior_size, self._groups(zt_BxL)
+    raw_BxGxS = jnp.zeros((zt_BxL.shape[0], groups, size))
     if self.family.prior != "standard":
       raw_S = self.param("prior_raw", self.family.initial_prior, (size,))
       raw_BxGxS += raw_S[None, None]
     if self.prior_reader is not None:
-      raw_BxGxS += self.prior_reader(zt_BxL, jnp.zeros_like(zt_BxL), self.groups, label_B)
+      raw_BxGxS += self.prior_reader(zt_BxL, jnp.zeros_like(zt_BxL), groups, label_B)
     return self.family.make_prior(raw_BxGxS)
 
 
@@ -125,7 +157,15 @@ def with_latent(
     heads: their attention heads; the denoiser's if None.
     tokens: 0 lets the latent enter with the time, n > 0 as n more tokens.
     switched_off: the denoiser alone, with its latent at 0: the parameter-matched baseline.
+
+  Raises:
+    ValueError: a conditional prior for blocks, whose reader would see later ones.
   """
+  if denoiser.attends != "all" and family.prior == "conditional":
+    raise ValueError(
+      "latent.prior 'conditional' reads the whole sequence and blocks may see earlier ones alone; "
+      "set latent.prior=learned"
+    )
   denoiser = denoiser.clone(
     latent_width=family.width, latent_tokens=tokens, absolute_positions=True, parent=None
   )

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from md4vmd.forward import group_to_token
+from md4vmd.networks.reach import Reach
 
 GATES = {"glu": nn.sigmoid, "swiglu": nn.swish}
 IMPLEMENTATIONS = ("xla", "cudnn")
 Implementation = Literal["xla", "cudnn"]
+KeyValue = tuple[jax.Array, jax.Array]  # of one layer, each [B, M, heads, features]
 
 
 def parameter(
@@ -56,11 +58,15 @@ class Dense(nn.Module):
     return y
 
 
-def rotary(x_BxLxHxE: jax.Array) -> jax.Array:
-  """Rotary position embedding on interleaved pairs of features (arXiv 2104.09864)."""
+def rotary(x_BxLxHxE: jax.Array, position_L: jax.Array | None = None) -> jax.Array:
+  """Rotary position embedding on interleaved pairs of features (arXiv 2104.09864).
+
+  Positions are 0, 1, ... where none are given.
+  """
   length, width = x_BxLxHxE.shape[1], x_BxLxHxE.shape[3]
   frequency = 10000.0 ** (-jnp.arange(0, width, 2) / width)
-  angle_1xLx1xE = (jnp.arange(length)[:, None] * frequency[None, :])[None, :, None, :]
+  position_L = jnp.arange(length) if position_L is None else position_L
+  angle_1xLx1xE = (position_L[:, None] * frequency[None, :])[None, :, None, :]
   cos, sin = jnp.cos(angle_1xLx1xE), jnp.sin(angle_1xLx1xE)
   even, odd = x_BxLxHxE[..., ::2].astype(jnp.float32), x_BxLxHxE[..., 1::2].astype(jnp.float32)
   turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
@@ -92,7 +98,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LatentEmbedding(nn.Module):
-  """A latent and the share of masked tokens through a two-layer MLP: [B, G, Z] -> [B, G, features].
+  """A latent and its group's share of masked tokens through an MLP: [B, G, Z] -> [B, G, features].
 
   Seeing the share, the network can leave the latent aside where the visible tokens say it all.
   """
@@ -102,8 +108,8 @@ class LatentEmbedding(nn.Module):
   @nn.compact
   def __call__(self, latent_BxGxZ: jax.Array, is_masked_BxL: jax.Array) -> jax.Array:
     """Embeds latents of any scale."""
-    share_B = 4.0 * is_masked_BxL.mean(-1) - 2.0
-    share_BxGx1 = jnp.broadcast_to(share_B[:, None, None], (*latent_BxGxZ.shape[:2], 1))
+    is_masked_BxGxS = is_masked_BxL.reshape(*latent_BxGxZ.shape[:2], -1)
+    share_BxGx1 = 4.0 * is_masked_BxGxS.mean(-1, keepdims=True) - 2.0
     seen = jnp.concatenate([latent_BxGxZ, share_BxGx1], axis=-1)
     up = Dense(4 * self.features, (None, "mlp"), use_bias=True, name="up")(seen)
     return Dense(self.features, ("mlp", None), use_bias=True, name="down")(nn.swish(up))
@@ -164,25 +170,45 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with rotary positions."""
+  """Multi-head self-attention with rotary positions.
+
+  Attributes:
+    is_causal: tokens see those to their left alone, unless the reach says what they see.
+  """
 
   heads: int
   implementation: Implementation
+  is_causal: bool
   init_scale: float
   dtype: Any
 
   @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-    """[B, L, D] -> [B, L, D]."""
+  def __call__(
+    self, x_BxLxD: jax.Array, cached: KeyValue | None, reach: Reach
+  ) -> tuple[jax.Array, KeyValue]:
+    """([B, L, D] -> [B, L, D], keys and values of these tokens); behind a layer's cached ones."""
     batch, length, width = x_BxLxD.shape
     project = lambda name: Dense(width, ("embed", "heads"), dtype=self.dtype, name=name)(
       x_BxLxD
     ).reshape(batch, length, self.heads, -1)
-    query, key, value = rotary(project("query")), rotary(project("key")), project("value")
-    mixed = jax.nn.dot_product_attention(query, key, value, implementation=self.implementation)
+    query = rotary(project("query"), reach.position_N)
+    key, value = new = rotary(project("key"), reach.position_N), project("value")
+    if cached is not None:
+      put = lambda old, now: jax.lax.dynamic_update_slice_in_dim(old, now, reach.start, axis=1)
+      key, value = put(cached[0], key), put(cached[1], value)
+    seen = reach.is_visible_NxM
+    mixed = jax.nn.dot_product_attention(
+      query,
+      key,
+      value,
+      mask=None if seen is None else seen[None, None],
+      is_causal=self.is_causal and seen is None,
+      # The fused kernel wants even lengths; a call behind a cache may have a single token.
+      implementation=self.implementation if cached is None else "xla",
+    )
     return Dense(
       width, ("heads", "embed"), init_scale=self.init_scale, dtype=self.dtype, name="out"
-    )(mixed.reshape(batch, length, width))
+    )(mixed.reshape(batch, length, width)), new
 
 
 class GatedMLP(nn.Module):
@@ -215,6 +241,7 @@ class Block(nn.Module):
     open_gates: whether its gates start at 1.
     dropout: rate on what the block adds to the residual stream.
     attention: implementation of `jax.nn.dot_product_attention`.
+    is_causal: see `Attention`.
     dtype: dtype of activations.
   """
 
@@ -225,13 +252,19 @@ class Block(nn.Module):
   open_gates: bool
   dropout: float
   attention: Implementation
+  is_causal: bool
   dtype: Any
 
   @nn.compact
   def __call__(
-    self, x_BxLxD: jax.Array, condition_BxGxC: jax.Array | None, deterministic: bool
-  ) -> tuple[jax.Array, None]:
-    """(block output, None), the form of a scan's body."""
+    self,
+    x_BxLxD: jax.Array,
+    cached: KeyValue | None,
+    condition_BxGxC: jax.Array | None,
+    reach: Reach,
+    deterministic: bool,
+  ) -> tuple[jax.Array, KeyValue | None]:
+    """(block output, new keys and values where some are cached), the form of a scan's body."""
     length, width = x_BxLxD.shape[1:]
     names = tuple(
       f"{kind}_{part}" for part in ("attention", "mlp") for kind in ("shift", "scale", "gate")
@@ -245,17 +278,25 @@ class Block(nn.Module):
       self.dtype,
       name="modulation",
     )(condition_BxGxC, length)
-    layers = {
-      "attention": Attention(
-        self.heads, self.attention, self.residual_scale, self.dtype, name="attention"
-      ),
-      "mlp": GatedMLP(self.gate, self.residual_scale, self.dtype, name="mlp"),
-    }
+    attention = Attention(
+      self.heads,
+      self.attention,
+      self.is_causal,
+      self.residual_scale,
+      self.dtype,
+      name="attention",
+    )
+    mlp = GatedMLP(self.gate, self.residual_scale, self.dtype, name="mlp")
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
-    for part, layer in layers.items():
-      inner = modulate(x_BxLxD, modulation[f"shift_{part}"], modulation[f"scale_{part}"])
-      x_BxLxD += drop(layer(inner)) * modulation[f"gate_{part}"]
-    return nn.with_logical_constraint(x_BxLxD, ("batch", "length", None)), None
+
+    def enter(part):
+      return modulate(x_BxLxD, modulation[f"shift_{part}"], modulation[f"scale_{part}"])
+
+    mixed_BxLxD, new = attention(enter("attention"), cached, reach)
+    x_BxLxD += drop(mixed_BxLxD) * modulation["gate_attention"]
+    x_BxLxD += drop(mlp(enter("mlp"))) * modulation["gate_mlp"]
+    x_BxLxD = nn.with_logical_constraint(x_BxLxD, ("batch", "length", None))
+    return x_BxLxD, None if cached is None else new
 
 
 def modulate(x_BxLxD: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from md4vmd.networks import layers
 from md4vmd.networks.head import HeadPrediction, padded
+from md4vmd.networks.reach import ATTENDS, Cache, Reach, behind, two_streams
 
 REMAT = {
   "none": None,
@@ -19,7 +20,9 @@ REMAT = {
 
 
 class Trunk(nn.Module):
-  """A bidirectional transformer with rotary positions and adaptive normalisation, without a head.
+  """A transformer with rotary positions and adaptive normalisation, without a head.
+
+  Parameters are the same whatever it attends to; only what tokens see differs.
 
   Attributes:
     vocab_size: V; the mask is id V.
@@ -44,6 +47,9 @@ class Trunk(nn.Module):
     dtype: "float32" or "bfloat16", the dtype of activations; parameters are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
     attention: "xla" or "cudnn" (GPU, bfloat16).
+    attends: what a token sees: "all" tokens; those to the "left" and itself; or "blocks", the
+      noisy tokens of its own block and the clean ones of the blocks before it.
+    block_size: tokens of a block, for "blocks" alone.
   """
 
   vocab_size: int
@@ -64,6 +70,8 @@ class Trunk(nn.Module):
   dtype: str = "float32"
   remat: str = "none"
   attention: layers.Implementation = "xla"
+  attends: str = "all"
+  block_size: int | None = None
 
   def __post_init__(self):
     rules = [
@@ -89,12 +97,26 @@ class Trunk(nn.Module):
         f"attention '{self.attention}' must be one of {', '.join(layers.IMPLEMENTATIONS)}",
       ),
     ]
-    rules.append(
+    rules += [
       (
         self.attention != "cudnn" or self.dtype == "bfloat16",
         f"attention 'cudnn' computes in bfloat16 and dtype is {self.dtype}; set bfloat16",
-      )
-    )
+      ),
+      (self.attends in ATTENDS, f"attends '{self.attends}' must be one of {', '.join(ATTENDS)}"),
+      (
+        (self.block_size or 0) >= 1 if self.attends == "blocks" else self.block_size is None,
+        f"block_size {self.block_size} must be at least 1 where it attends to blocks, and None "
+        f"where it attends to '{self.attends}'",
+      ),
+      (
+        self.attends != "blocks" or self.attention != "cudnn",
+        "attention 'cudnn' is not in use with the mask of blocks; set attention 'xla'",
+      ),
+      (
+        self.attends == "all" or self.latent_tokens == 0,
+        f"latent_tokens {self.latent_tokens} must be 0 where it attends to '{self.attends}'",
+      ),
+    ]
     for holds, message in rules:
       if not holds:
         raise ValueError(f"network {message}")
@@ -109,42 +131,45 @@ class Trunk(nn.Module):
     latent_BxGxZ: jax.Array | None,
     deterministic: bool,
     marked_BxL: jax.Array | None = None,
-  ) -> jax.Array:
-    """Normalised features hidden_BxLxD of zt_BxL, ids in [0, V]; marked tokens are told apart.
+    clean_BxL: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """(normalised features hidden_BxLxD, the cache with these tokens if one is given).
+
+    Args:
+      zt_BxL: ids in [0, V].
+      t_BxG: a time per group.
+      label_B: classes.
+      latent_BxGxZ: a latent per group.
+      deterministic: no dropout.
+      marked_BxL: tokens that are told apart.
+      clean_BxL: the clean tokens, where the network attends to blocks.
+      cache: of the tokens before zt_BxL, which then stand behind them.
 
     Raises:
-      ValueError: the network needs t or a label that is missing, or has no use for an input.
+      ValueError: the network needs an input that is missing, or has no use for one.
     """
     dtype = jnp.dtype(self.dtype)
-    latent_BxGxZ = self._latent(zt_BxL, latent_BxGxZ)
-    condition_BxGxC = self._condition(zt_BxL, t_BxG, label_B, latent_BxGxZ)
-    x_BxLxD = self._embed(zt_BxL, dtype)
+    reach = self._reach(zt_BxL, clean_BxL, cache)
+    if clean_BxL is None:
+      tokens_BxN = zt_BxL
+    else:
+      tokens_BxN = jnp.concatenate([zt_BxL, clean_BxL], axis=1)
+      groups = zt_BxL.shape[1] // (self.block_size or 1)
+      t_BxG, latent_BxGxZ = (_then_zeros(each, groups) for each in (t_BxG, latent_BxGxZ))
+    latent_BxGxZ = self._latent(tokens_BxN, latent_BxGxZ)
+    condition_BxGxC = self._condition(tokens_BxN, t_BxG, label_B, latent_BxGxZ)
+    x_BxLxD = self._embed(tokens_BxN, dtype)
     if self.absolute_positions:
-      init = nn.initializers.normal(1.0)
-      shape = (zt_BxL.shape[1], self.width)
-      position_LxD = layers.parameter(self, "position", init, (None, None), shape)
-      x_BxLxD += position_LxD.astype(dtype)[None]
+      x_BxLxD += self._positions(zt_BxL.shape[1], reach, cache).astype(dtype)[None]
     if marked_BxL is not None:
       x_BxLxD += nn.Embed(2, self.width, dtype=dtype, name="mark")(marked_BxL.astype(jnp.int32))
     if self.latent_tokens:
       x_BxLxD = self._prepend(latent_BxGxZ, x_BxLxD)
 
-    policy = REMAT[self.remat]
-    block = (
-      layers.Block
-      if policy is None
-      else nn.remat(layers.Block, policy=policy, prevent_cse=False, static_argnums=(3,))
-    )
-    stack = nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
     modulation_scale = 0.0 if self.adaln_zero else 1.0
-    x_BxLxD, _ = stack(
+    cached = None if cache is None else (cache.key_JxBxMxHxE, cache.value_JxBxMxHxE)
+    x_BxLxD, new = self._stack(
       heads=self.heads,
       gate=self.mlp,
       residual_scale=1 / math.sqrt(2 * self.depth),
@@ -152,10 +177,14 @@ class Trunk(nn.Module):
       open_gates=self.open_gates,
       dropout=self.dropout,
       attention=self.attention,
+      is_causal=self.attends == "left",
       dtype=dtype,
       name="blocks",
-    )(x_BxLxD, condition_BxGxC, deterministic)
+    )(x_BxLxD, cached, condition_BxGxC, reach, deterministic)
     x_BxLxD = x_BxLxD[:, self.latent_tokens :]
+    if clean_BxL is not None:
+      x_BxLxD = x_BxLxD[:, : zt_BxL.shape[1]]
+      condition_BxGxC = None if condition_BxGxC is None else condition_BxGxC[:, :groups]
 
     modulation = layers.Modulation(
       ("shift", "scale"),
@@ -165,7 +194,57 @@ class Trunk(nn.Module):
       dtype=dtype,
       name="modulation",
     )(condition_BxGxC, zt_BxL.shape[1])
-    return layers.modulate(x_BxLxD, **modulation)
+    hidden_BxLxD = layers.modulate(x_BxLxD, **modulation)
+    return hidden_BxLxD, cache if cache is None or new is None else cache.extended(*new)
+
+  def empty_cache(self, batch: int, length: int) -> Cache:
+    """A cache with room for sequences of this length."""
+    shape = (self.depth, batch, length, self.heads, self.width // self.heads)
+    empty = nn.with_logical_constraint(
+      jnp.zeros(shape, self.dtype), ("layers", "batch", "length", None, None)
+    )
+    return Cache(empty, empty, jnp.zeros((), jnp.int32))
+
+  @property
+  def _stack(self):
+    """The blocks, scanned over; each gets its slice of what is cached."""
+    policy = REMAT[self.remat]
+    block = (
+      layers.Block
+      if policy is None
+      else nn.remat(layers.Block, policy=policy, prevent_cse=False, static_argnums=(5,))
+    )
+    return nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+      length=self.depth,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+  def _reach(self, zt_BxL, clean_BxL, cache):
+    """What the tokens see, once the inputs are found to fit."""
+    uses = {"all": (), "left": ("cache",), "blocks": ("clean_BxL", "cache")}[self.attends]
+    for name, given in {"clean_BxL": clean_BxL, "cache": cache}.items():
+      if given is not None and name not in uses:
+        raise ValueError(f"a network that attends to '{self.attends}' has no use for {name}")
+    if cache is not None:
+      return behind(cache, zt_BxL.shape[1], is_causal=self.attends == "left")
+    if clean_BxL is not None:
+      assert self.block_size is not None
+      return two_streams(zt_BxL.shape[1], self.block_size)
+    if self.attends == "blocks" and not self.is_initializing():
+      raise ValueError("a network that attends to blocks needs clean_BxL or a cache")
+    return Reach()
+
+  def _positions(self, length, reach, cache):
+    """A learned vector for the position of every token; a cache has room for all positions."""
+    shape = (length if cache is None else cache.key_JxBxMxHxE.shape[2], self.width)
+    position_LxD = layers.parameter(
+      self, "position", nn.initializers.normal(1.0), (None, None), shape
+    )
+    return position_LxD if reach.position_N is None else position_LxD[reach.position_N]
 
   def _latent(self, zt_BxL, latent_BxGxZ):
     """The latent, 0 where none is given: the network with its latent switched off."""
@@ -231,12 +310,32 @@ class Transformer(Trunk):
     label_B: jax.Array | None = None,
     latent_BxGxZ: jax.Array | None = None,
     deterministic: bool = True,
-  ) -> HeadPrediction:
-    """Predicts every token of zt_BxL, ids in [0, V]; see `Trunk.hidden` for the inputs."""
-    hidden_BxLxD = self.hidden(
-      zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
+    clean_BxL: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> HeadPrediction | tuple[HeadPrediction, Cache]:
+    """Predicts every token of zt_BxL; see `Trunk.hidden` for the inputs.
+
+    With a cache it returns the cache that holds zt_BxL too.
+    """
+    hidden_BxLxD, extended = self.hidden(
+      zt_BxL,
+      t_BxG,
+      label_B=label_B,
+      latent_BxGxZ=latent_BxGxZ,
+      deterministic=deterministic,
+      clean_BxL=clean_BxL,
+      cache=cache,
     )
     shape = (self.width, padded(self.vocab_size))
     init = nn.initializers.normal(0.02)
     kernel_DxP = layers.parameter(self, "head", init, ("embed", "vocab"), shape)
-    return HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
+    prediction = HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
+    return prediction if extended is None else (prediction, extended)
+
+
+def _then_zeros(values: jax.Array | None, groups: int) -> jax.Array | None:
+  """[B, G or 1, ...] as [B, 2G, ...]: the values of the noisy groups, and 0 for the clean ones."""
+  if values is None:
+    return None
+  noisy = jnp.broadcast_to(values, (values.shape[0], groups, *values.shape[2:]))
+  return jnp.concatenate([noisy, jnp.zeros_like(noisy)], axis=1)

@@ -39,6 +39,9 @@ class MD4:
     steps: T, for the estimator `steps` alone.
     auxiliary: lambda of D3PM's auxiliary cross-entropy (arXiv 2107.03006, eq. 5) for the estimator
       `steps`: every step's cross-entropy counts this much more in the loss, never in the bound.
+    block_size: tokens of a block, of block diffusion (BD3-LM, arXiv 2503.09573): blocks follow one
+      another from left to right, each has its own time and bound, given the clean ones before it.
+      None for one block.
   """
 
   schedule: Schedule
@@ -46,6 +49,7 @@ class MD4:
   estimator: str = "count"
   steps: int | None = None
   auxiliary: float = 0.0
+  block_size: int | None = None
 
   def __post_init__(self):
     if self.estimator not in ESTIMATORS:
@@ -63,6 +67,13 @@ class MD4:
       raise ValueError(
         f"objective auxiliary is {self.auxiliary}; it must be 0, or positive with estimator 'steps'"
       )
+    if self.block_size is not None and self.block_size < 1:
+      raise ValueError(f"objective block_size is {self.block_size}; it must be at least 1")
+
+  @property
+  def attends(self) -> str:
+    """See `Objective.attends`."""
+    return "all" if self.block_size is None else "blocks"
 
   latent_refresh = "once"  # there is none
   row_loss = staticmethod(row_losses.cross_entropy)
@@ -76,11 +87,12 @@ class MD4:
   def convention(self) -> str:
     """Which bound, of which sampler, by which estimator."""
     sampler = f"sampler with T={self.steps} steps" if self.steps else "continuous-time sampler"
-    return f"MD4 bound on -log p of the {sampler}, estimator '{self.estimator}'"
+    blocks = f" in blocks of {self.block_size}" if self.block_size else ""
+    return f"MD4 bound on -log p of the {sampler}{blocks}, estimator '{self.estimator}'"
 
   def draw(self, noise: Noise, batch: Batch) -> Draws:
     """Times, counts, weights and mask uniforms for the whole batch."""
-    u_BxG = noise.grid("time", 1)
+    u_BxG = noise.grid("time", self._groups(batch.x_BxL.shape[1]))
     uniform_BxL = noise.uniform("mask", batch.x_BxL.shape[1:])
     if self.estimator == "count":
       size_BxG = forward.group_sizes(batch.free_BxL, u_BxG.shape[1])
@@ -98,6 +110,16 @@ class MD4:
     alpha_t, alpha_s = self.schedule.alpha(t_BxG), self.schedule.alpha((i_BxG - 1) / self.steps)
     weight_BxG = self.steps * (alpha_s - alpha_t) / (1.0 - alpha_t)
     return Draws(t_BxG, weight_BxG, uniform_BxL)
+
+  def _groups(self, length):
+    if self.block_size is None:
+      return 1
+    if length % self.block_size:
+      raise ValueError(
+        f"objective block_size {self.block_size} does not divide {length} tokens; choose one that "
+        "does"
+      )
+    return length // self.block_size
 
   def is_masked(self, batch: Batch, draws: Draws) -> jax.Array:
     """is_masked_BxL that the draws stand for."""
@@ -120,7 +142,10 @@ class MD4:
     del step
     is_masked_BxL = self.is_masked(batch, draws)
     zt_BxL = forward.mask_tokens(batch, is_masked_BxL, self.vocab_size)
-    prediction = fns.denoise(zt_BxL, draws.t_BxG, label_B=batch.label_B, dropout_key=dropout_key)
+    clean = {} if self.block_size is None else {"clean_BxL": batch.x_BxL}
+    prediction = fns.denoise(
+      zt_BxL, draws.t_BxG, label_B=batch.label_B, dropout_key=dropout_key, **clean
+    )
     counts_BxL = is_masked_BxL * batch.weight_B[:, None]
     weight_BxL = counts_BxL * forward.group_to_token(draws.weight_BxG, batch.x_BxL.shape[1])
     charged_BxL = weight_BxL + self.auxiliary * (self.steps or 0) * counts_BxL

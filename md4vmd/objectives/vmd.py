@@ -95,6 +95,9 @@ class VMD:
     kl_hold: training steps at the start in which the divergence has weight 0 in the loss.
     kl_warmup: steps after them in which it rises to 1.
     free_nats: divergence per latent that the loss does not charge (arXiv 1606.04934).
+    block_size: tokens of a block of block diffusion, as of `MD4`; for `global`. Every block has a
+      latent and pays its divergence: the bound is sum_b {E_q(z_b|x)[MD4's loss of x_b given x_<b
+      and z_b] + KL(q(z_b|x) || p(z_b))}.
   """
 
   schedule: Schedule
@@ -111,6 +114,7 @@ class VMD:
   kl_hold: int = 0
   kl_warmup: int = 0
   free_nats: float = 0.0
+  block_size: int | None = None
 
   def __post_init__(self):
     is_single = self.form in ("global", "paper") or self.posterior_reads == "clean"
@@ -140,6 +144,10 @@ class VMD:
         "kl_hold, kl_warmup and free_nats must not be negative",
       ),
       (
+        self.block_size is None or self.form == "global",
+        f"block_size is {self.block_size} and the form '{self.form}'; blocks are for 'global'",
+      ),
+      (
         self.samples == 1 or self.free_nats == 0,
         "free_nats need a divergence of their own, which several samples do not have",
       ),
@@ -151,6 +159,11 @@ class VMD:
     times(self.grid, 1)  # checks the grid
 
   @property
+  def attends(self) -> str:
+    """See `Objective.attends`."""
+    return self._md4().attends
+
+  @property
   def latent_refresh(self) -> str:
     """See `Objective.latent_refresh`."""
     return "once" if self.form in ("global", "paper") else "step"
@@ -160,7 +173,8 @@ class VMD:
     """See `Objective.convention`."""
     if self.form == "global":
       sampler = f"T={self.steps}" if self.steps else "continuous-time"
-      return f"VMD bound 'global' on -log p of the {sampler} sampler with one latent per sequence"
+      unit = f"block of {self.block_size}" if self.block_size else "sequence"
+      return f"VMD bound 'global' on -log p of the {sampler} sampler with one latent per {unit}"
     if self.form == "step":
       counts = ", ".join(str(count) for count in self.step_counts)
       return (
@@ -194,7 +208,9 @@ class VMD:
     return dataclasses.replace(plain, form="step", step_counts=(steps,), grid=grid)
 
   def _md4(self) -> MD4:
-    return MD4(self.schedule, self.vocab_size, self.estimator, self.steps)
+    return MD4(
+      self.schedule, self.vocab_size, self.estimator, self.steps, block_size=self.block_size
+    )
 
   def draw(self, noise: Noise, batch: Batch) -> Draws:
     """Times, masks, weights, and a key per example for latents."""
@@ -256,15 +272,15 @@ class VMD:
     def decode(z_BxKxGxZ: jax.Array | None) -> _Decoded:
       count = 1 if z_BxKxGxZ is None else z_BxKxGxZ.shape[1]
       repeat = lambda array: jnp.repeat(array, count, axis=0)
-      latent = {}
+      inputs = {} if self.block_size is None else {"clean_BxL": repeat(batch.x_BxL)}
       if z_BxKxGxZ is not None:
-        latent["latent_BxGxZ"] = z_BxKxGxZ.reshape(-1, *z_BxKxGxZ.shape[2:])
+        inputs["latent_BxGxZ"] = z_BxKxGxZ.reshape(-1, *z_BxKxGxZ.shape[2:])
       prediction = fns.denoise(
         repeat(zt_BxL),
         repeat(draws.t_BxG),
         label_B=None if batch.label_B is None else repeat(batch.label_B),
         dropout_key=dropout_key,
-        **latent,
+        **inputs,
       )
       return _Decoded(prediction, repeat(batch.x_BxL), repeat(terms.scored_BxL))
 
@@ -385,7 +401,8 @@ class VMD:
     weight_BxG = draws.weight_BxG * batch.weight_B[:, None]
     if self.form == "global":
       clues_BxL = forward.mask_tokens(batch, batch.free_BxL, self.vocab_size)
-      once_BxG = jnp.broadcast_to(batch.weight_B[:, None], weight_BxG.shape)
+      is_scored_BxG = forward.group_sizes(batch.free_BxL, weight_BxG.shape[1]) > 0
+      once_BxG = is_scored_BxG * batch.weight_B[:, None]
       return _Terms(is_masked_BxL, weight_BxG, once_BxG, clues_BxL, batch.free_BxL)
     if self.form in ("jump", "paper"):
       return _Terms(is_masked_BxL, weight_BxG, weight_BxG, zt_BxL, is_masked_BxL)
@@ -414,8 +431,8 @@ class VMD:
     free_BxL = batch.free_BxL
     if draws.block_B is not None:
       free_BxL = self._block(free_BxL, draws.block_B)
-    is_whole_B = (scored_BxL == free_BxL).all(-1)
-    return jnp.where(is_whole_B[:, None], charge, ones_BxG)
+    is_whole_BxG = forward.group_sizes(scored_BxL != free_BxL, ones_BxG.shape[1]) == 0
+    return jnp.where(is_whole_BxG, charge, ones_BxG)
 
 
 def _with_slope_of(slope: jax.Array, value: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ A new rule is one file and one line of TABLE.
 from functools import partial
 
 from md4vmd.samplers.ancestral import Ancestral
+from md4vmd.samplers.autoregressive import sample_blocks, sample_tokens
 from md4vmd.samplers.confidence import Confidence
 from md4vmd.samplers.loop import REFRESHES, Samples, sample
 from md4vmd.samplers.token_ancestral import TokenAncestral
@@ -28,5 +29,7 @@ __all__ = [
   "Samples",
   "TokenAncestral",
   "sample",
+  "sample_blocks",
+  "sample_tokens",
   "times",
 ]

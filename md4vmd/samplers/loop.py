@@ -29,6 +29,12 @@ class Samples:
   calls_B: jax.Array
 
 
+def sequence_keys(key: jax.Array, batch: int, index_B: jax.Array | None) -> jax.Array:
+  """A key per sequence from its number, its place in the batch by default."""
+  index_B = jnp.arange(batch) if index_B is None else index_B
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
+
+
 def sample(
   key: jax.Array,
   fns: ModelFns,
@@ -63,10 +69,16 @@ def sample(
 
   A schedule with loose ends pays for them as its bound assumes: tokens that are visible at t=1
   already, and those still masked at t=0, are drawn uniformly.
+
+  Raises:
+    ValueError: a network whose tokens do not see all others.
   """
+  if fns.init_cache is not None:
+    raise ValueError(
+      "this network decodes from left to right; use samplers.sample_tokens or sample_blocks"
+    )
   batch, length = tokens_BxL.shape
-  index_B = jnp.arange(batch) if index_B is None else index_B
-  key_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
+  key_B = sequence_keys(key, batch, index_B)
   key_ends_B, key_plan_B, key_steps_B = (rngs.fold_each(key_B, part) for part in range(3))
   key_latent_B = rngs.fold_each(key_B, 3)
   if (fns.token_power is not None) != step.is_by_token:
