@@ -100,7 +100,8 @@ def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it(make):
 
 @either
 def test_logits_behind_a_cache_are_those_of_the_whole_sequence(make, attends):
-  fns = make(attends, absolute_positions=True)
+  # A latent that is not given is 0; it must not tell what else is read in the same call.
+  fns = make(attends, absolute_positions=True, latent_width=2 if attends == "blocks" else 0)
   zt_BxL, x_BxL = _read((3, L), V + 1), _read((3, L), V)
   size = S if attends == "blocks" else 1
   t_BxG = jnp.asarray(RNG.random((3, L // S if attends == "blocks" else 1)))
@@ -132,6 +133,7 @@ def test_inputs_that_do_not_fit_the_network_are_refused(make_network):
     (lambda: bind(attends="blocks"), "block_size None must be at least 1"),
     (lambda: bind(block_size=2), "None where it attends to 'all'"),
     (lambda: bind(attends="left", latent_width=2, latent_tokens=1), "latent_tokens 1 must be 0"),
+    (lambda: bind(attends="left", latent_width=2), "latent_width 2 must be 0"),
     (
       lambda: bind(attends="blocks", block_size=2, attention="cudnn", dtype="bfloat16"),
       "set attention 'xla'",

@@ -110,11 +110,15 @@ class Trunk(nn.Module):
       ),
       (
         self.attends != "blocks" or self.attention != "cudnn",
-        "attention 'cudnn' is not in use with the mask of blocks; set attention 'xla'",
+        "attention 'cudnn' was never tried with the mask of blocks; set attention 'xla'",
       ),
       (
         self.attends == "all" or self.latent_tokens == 0,
         f"latent_tokens {self.latent_tokens} must be 0 where it attends to '{self.attends}'",
+      ),
+      (
+        self.attends != "left" or self.latent_width == 0,
+        f"latent_width {self.latent_width} must be 0 where it attends to the left",
       ),
     ]
     for holds, message in rules:
@@ -151,13 +155,13 @@ class Trunk(nn.Module):
     """
     dtype = jnp.dtype(self.dtype)
     reach = self._reach(zt_BxL, clean_BxL, cache)
+    latent_BxGxZ = self._latent(zt_BxL, latent_BxGxZ)
     if clean_BxL is None:
       tokens_BxN = zt_BxL
     else:
       tokens_BxN = jnp.concatenate([zt_BxL, clean_BxL], axis=1)
       groups = zt_BxL.shape[1] // (self.block_size or 1)
       t_BxG, latent_BxGxZ = (_then_zeros(each, groups) for each in (t_BxG, latent_BxGxZ))
-    latent_BxGxZ = self._latent(tokens_BxN, latent_BxGxZ)
     condition_BxGxC = self._condition(tokens_BxN, t_BxG, label_B, latent_BxGxZ)
     x_BxLxD = self._embed(tokens_BxN, dtype)
     if self.absolute_positions:
