@@ -39,7 +39,12 @@ def test_train_step_command_compares_prints_a_table_and_writes_flat_json(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setattr(
-    train_step, "CASES", (dataclasses.replace(TINY, microbatches=2, remat="dots"),)
+    train_step,
+    "CASES",
+    (
+      dataclasses.replace(TINY, microbatches=2, remat="dots"),
+      dataclasses.replace(TINY, name="tiny_genmd4", is_genmd4=True),
+    ),
   )
   out = tmp_path / "new" / "figures.json"
   train_step.main(["--json", str(out), "--rounds", "2"])
@@ -50,7 +55,7 @@ def test_train_step_command_compares_prints_a_table_and_writes_flat_json(
   assert 0 <= loss_error <= 1e-6 and 0 < gradient_error <= 1e-5
   assert re.search(r"^tiny naive .* 1$", printed, re.MULTILINE)
   assert is_flat(out)
-  named = {"tiny/tokens_per_second_ratio", "tiny/temp_bytes_ratio"}
+  named = {"tiny/tokens_per_second_ratio", "tiny/temp_bytes_ratio", "tiny_genmd4/md4_ratio"}
   assert named <= json.loads(out.read_text()).keys()
   assert list(tmp_path.glob("new/*")) == [out]
 
@@ -88,7 +93,7 @@ def test_the_plain_sampler_fills_every_position(params):
 
 
 def test_goals_are_stated_for_the_cases_that_the_command_runs():
-  assert [case.name for case in train_step.CASES] == ["v50257", "v27"]
+  assert [case.name for case in train_step.CASES] == ["v50257", "v27", "genmd4_v50257"]
   assert [case.name for case in sampler.CASES] == ["v50257", "v27"]
   every = train_step.variants(train_step.CASES[1], all_variants=True)
   assert len(every) == 8

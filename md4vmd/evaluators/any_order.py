@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import build, data, forward, metrics, networks, partitioning, rngs
-from md4vmd.build import Model
+from md4vmd import data, forward, metrics, networks, partitioning, rngs
+from md4vmd.build import Model, require_all
 from md4vmd.interfaces import Batch, ModelFns, Schedule
 
 
@@ -81,7 +81,7 @@ class AnyOrder:
         "evaluators.any_order multiplies the predictions of single tokens, and with a latent "
         "p(x | order) is an integral over it; remove it from config.evaluators and read likelihood"
       )
-    build.require_all(model, "evaluators.any_order")
+    require_all(model, "evaluators.any_order")
     self.model, self.split, self.orders, self.limit = model, split, orders, limit
     self.source = model.dataset.split(split)
     self._nats = jax.jit(self._of_order)
