@@ -11,20 +11,16 @@ Finished models are kept in --folder, so that a run that was stopped goes on whe
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import functools
 import itertools
 import json
-import multiprocessing
-import os
 import pathlib
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import timing, trainings
 from configs import synthetic
 from md4vmd import evaluate, train
 
@@ -103,24 +99,19 @@ def config(job: Job) -> Any:
 
 def finish(job: Job) -> dict[str, Any]:
   """Figures of a job: those on disk, or new ones from a training that goes on where it stopped."""
-  result = job.workdir / "result.json"
-  if result.exists():
-    return json.loads(result.read_text())
-  made, start = config(job), time.process_time()
-  job.workdir.mkdir(parents=True, exist_ok=True)
-  with open(job.workdir / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+
+  def compute():
+    made, start = config(job), time.process_time()
     train.train(made, job.workdir)
     trained = time.process_time()
     evaluate.evaluate(made, job.workdir)
-  figures = json.loads((job.workdir / "eval" / f"{made.run.steps}-blocks.json").read_text())
-  figures |= {
-    "train_cpu_seconds": trained - start,
-    "evaluate_cpu_seconds": time.process_time() - trained,
-  }
-  partial = result.with_suffix(".partial")
-  partial.write_text(json.dumps(figures))
-  os.replace(partial, result)
-  return figures
+    figures = json.loads((job.workdir / "eval" / f"{made.run.steps}-blocks.json").read_text())
+    return figures | {
+      "train_cpu_seconds": trained - start,
+      "evaluate_cpu_seconds": time.process_time() - trained,
+    }
+
+  return trainings.kept(job.workdir, compute)
 
 
 def measure(
@@ -132,25 +123,11 @@ def measure(
     Job(*model, latent, seed, folder)
     for seed, latent, model in itertools.product(range(seeds), latents, models)
   ]
-  context = multiprocessing.get_context("spawn")
-  cores = context.Queue()
-  for i in range(processes):
-    cores.put(sorted(os.sched_getaffinity(0))[i % timing.cores()] if processes > 1 else None)
   done = {}
-  with concurrent.futures.ProcessPoolExecutor(
-    processes, mp_context=context, initializer=_stay_on_core, initargs=(cores,)
-  ) as pool:
-    for job, figures in zip(jobs, pool.map(finish, jobs), strict=True):
-      done[job] = figures
-      timing.say(f"{job.workdir.name}: {figures['train_cpu_seconds']:.0f} CPU seconds to train")
+  for job, figures in trainings.on_cores(finish, jobs, processes=processes):
+    done[job] = figures
+    timing.say(f"{job.workdir.name}: {figures['train_cpu_seconds']:.0f} CPU seconds to train")
   return done
-
-
-def _stay_on_core(cores: Any) -> None:
-  """Keeps a process of several on a core of its own, before jax counts the cores."""
-  core = cores.get()
-  if core is not None:
-    os.sched_setaffinity(0, {core})
 
 
 HEADER = (
@@ -168,8 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/vmd_tables"))
   parser.add_argument("--processes", type=int, default=1, help="trainings at the same time")
   options = parser.parse_args(arguments)
-  cells = [CELLS[names.index(name)] for name in _known(parser, options.cells, names)]
-  latents = _known(parser, options.latents, LATENTS)
+  cells = [CELLS[names.index(name)] for name in trainings.chosen(parser, options.cells, names)]
+  latents = trainings.chosen(parser, options.latents, LATENTS)
   timing.say(timing.machine())
   done = measure(cells, latents, options.seeds, options.folder, options.processes)
   rows: list[list[Any]] = []
@@ -203,13 +180,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _each(runs: list[dict[str, Any]], prefix: str, name: str) -> list[float]:
   return [run[prefix + name] for run in runs]
-
-
-def _known(parser, asked, known):
-  for name in asked.split(","):
-    if name not in known:
-      parser.error(f"there is no '{name}'; known: {', '.join(known)}")
-  return asked.split(",")
 
 
 if __name__ == "__main__":
