@@ -39,6 +39,12 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.8,<0.13"],
     "prepare": ["datasets>=4"],
     "report": ["matplotlib>=3.8"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "pyright[nodejs]>=1.1.390", "scipy>=1.13"],
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+      "pyright[nodejs]>=1.1.390",
+      "scipy>=1.13",
+    ],
   },
 )
