@@ -97,7 +97,7 @@ class Sampling:
     prompt: text with `[MASK:n]` where n tokens are to be filled, or a board; "" for none.
     prompts_file: jsonl of {"prompt": ...}; "" for none.
     split: where the clues come from, for data that has clues.
-    latent_refresh: when a latent is drawn, "once" or "step".
+    latent_refresh: when a latent is drawn, "once", in every "block" or at every "step".
     length: tokens of a sample.
   """
 
@@ -151,6 +151,12 @@ def model(config: Config) -> Model:
   defaults = {"latent_refresh": objective.latent_refresh, "length": dataset.length}
   sampling = _call(_sampling, defaults | _settings(config.sampler), "sampler")
   _check_length(dataset.length, sampling.length, network)
+  unfit = "once" if sees(network) == "blocks" else "block"
+  if isinstance(network, networks.LatentNetwork) and sampling.latent_refresh == unfit:
+    raise ValueError(
+      f"sampler.latent_refresh is '{unfit}'; with objective.block_size every block has a latent of "
+      "its own and it may be 'block' or 'step', without one it may be 'once' or 'step'"
+    )
   if sampling.step.is_by_token != isinstance(network, networks.TokenPowerNetwork):
     raise ValueError(
       f"objective '{config.objective.name}' and sampler '{config.sampler.name}' do not fit: "

@@ -210,7 +210,7 @@ class Objective(Protocol):
 
   @property
   def latent_refresh(self) -> str:
-    """When sampling draws the latent as this objective assumes: "once" or "step"."""
+    """When sampling draws the latent as this objective assumes: "once", "block" or "step"."""
     ...
 
   @property

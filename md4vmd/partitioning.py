@@ -63,9 +63,10 @@ def placed(mesh: Mesh, init: Callable[[], Any]) -> Any:
     mesh: the mesh in use.
     init: makes a tree whose leaves carry logical names in flax boxes; the boxes are removed.
   """
-  specs = nn.get_partition_spec(jax.eval_shape(init))
+  boxed = jax.eval_shape(init)
+  specs = nn.get_partition_spec(boxed)
   shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
-  abstract = jax.eval_shape(lambda: nn.unbox(init()))
+  abstract = jax.eval_shape(nn.unbox, boxed)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=_divisible(leaf, sharding)

@@ -125,6 +125,19 @@ def test_every_section_reaches_the_object_that_it_names(config):
     ({"network.heads": 3}, "network width 16 must be a multiple of twice the heads (3)"),
     ({"objective.estimator": "steps"}, "needs a number of steps"),
     ({"data.distribution": "d3"}, "distribution='d3' does not exist"),
+    ({"objective.name": "genmd4"}, "'genmd4' is sampled by 'token_ancestral', and nothing else is"),
+    (
+      {"sampler.name": "token_ancestral"},
+      "objective 'md4' and sampler 'token_ancestral' do not fit",
+    ),
+    (
+      {"objective.name": "genmd4", "latent.name": "gaussian"},
+      "objective 'genmd4' has no latent; set latent.name=none",
+    ),
+    (
+      {"objective.name": "vmd", "latent.name": "gaussian", "sampler.latent_refresh": "block"},
+      "sampler.latent_refresh is 'block'",
+    ),
   ],
 )
 def test_a_value_against_the_rules_is_refused_with_the_rule(config, change, rule):
@@ -254,3 +267,9 @@ def test_a_key_that_the_recorded_run_lacks_makes_another_run(config):
   del recorded["network"]["mlp"]
   with pytest.raises(ValueError, match=r"config\.network\.mlp=None and this one has swiglu"):
     build.changes(config, recorded)
+
+
+@pytest.mark.parametrize(("name", "variant"), sorted(shrunken.LIKE_ANOTHER), ids=lambda part: part)
+def test_the_variants_that_are_not_run_from_end_to_end_are_built(name, variant, tmp_path):
+  built = build.model(shrunken.config(name, variant, folder=tmp_path))
+  assert build.evaluators(built, evaluators.TABLE).keys() == built.evaluators.keys()

@@ -18,7 +18,7 @@ T_Bx1 = jnp.array([[0.2], [0.5], [1.0]])
 def make(**options):
   network = Transformer(**{**SMALL, **options})
   label_B = jnp.zeros(3, jnp.int32) if network.classes else None
-  variables = network.init(jax.random.key(0), ZT_BxL, T_Bx1, label_B=label_B)
+  variables = jax.jit(network.init)(jax.random.key(0), ZT_BxL, T_Bx1, label_B=label_B)
   return network, nn.unbox(variables["params"])
 
 

@@ -172,11 +172,14 @@ def test_no_sampler_changes_given_tokens_or_fills_what_is_not_free(
   ]
   tokens_BxL, free_BxL = map(np.stack, zip(*starts, strict=True))
   step = build.sampler(name, temperature=1.0)
+  fns = networks.bind(network, params)
+  if step.is_by_token:
+    fns = fns._replace(token_power=lambda: np.linspace(0.5, 2.0, 27))
   times = samplers.times("cosine", 3)
   done = jax.jit(
     lambda key: samplers.sample(
       key,
-      networks.bind(network, params),
+      fns,
       model.schedule,
       step,
       times,

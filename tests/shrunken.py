@@ -21,8 +21,17 @@ QUICK = {
 }
 
 
-# Variants that differ from another one by a number alone; tests/docs_test.py builds their configs.
-LIKE_ANOTHER = {("text8", "block8"), ("text8", "block16")}
+# Variants that differ from another one by their data or a number alone; tests/build_test.py builds
+# their models.
+LIKE_ANOTHER = {
+  ("sudoku", "9x9-small"),
+  ("synthetic", "pairs_skewed"),
+  ("synthetic", "d2"),
+  ("synthetic", "vmd-pairs_skewed"),
+  ("synthetic", "vmd-d2"),
+  ("text8", "block8"),
+  ("text8", "block16"),
+}
 
 
 def shipped() -> list[tuple[str, str]]:

@@ -166,7 +166,9 @@ class VMD:
   @property
   def latent_refresh(self) -> str:
     """See `Objective.latent_refresh`."""
-    return "once" if self.form in ("global", "paper") else "step"
+    if self.form in ("jump", "step"):
+      return "step"
+    return "once" if self.block_size is None else "block"
 
   @property
   def convention(self) -> str:

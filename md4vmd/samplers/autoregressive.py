@@ -76,7 +76,7 @@ def sample_blocks(
   vocab_size: int,
   label_B: jax.Array | None = None,
   index_B: jax.Array | None = None,
-  latent_refresh: str = "once",
+  latent_refresh: str = "block",
 ) -> loop.Samples:
   """Fills block after block, each by `samplers.sample` over the whole grid (arXiv 2503.09573).
 

@@ -10,7 +10,7 @@ from md4vmd import rngs
 from md4vmd.interfaces import ModelFns, SamplerStep, Schedule
 from md4vmd.schedules.poly import Poly
 
-REFRESHES = ("once", "step")
+REFRESHES = ("once", "block", "step")
 
 
 @flax.struct.dataclass
@@ -65,7 +65,8 @@ def sample(
     label_B: classes, for class-conditional networks.
     index_B: number of each sequence; its place in the batch by default.
     latent_refresh: "once" draws the latent of a network that has one from p(z | given tokens) and
-      holds it; "step" draws it anew at every call, from p(z | visible tokens).
+      holds it, which "block" does in every block; "step" draws it anew at every call, from
+      p(z | visible tokens).
 
   A schedule with loose ends pays for them as its bound assumes: tokens that are visible at t=1
   already, and those still masked at t=0, are drawn uniformly.

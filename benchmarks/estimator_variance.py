@@ -1,0 +1,84 @@
+"""How noisy each estimator of MD4's bound is: one batch of 64 sequences, time and mask redrawn.
+
+Takes the models `md4`, which does not see t, and `md4_linear`, which does, as
+`benchmarks.text8_baselines` with the same options left them, and trains them first where it has
+not. `iid` draws the time of each sequence alone, `time` draws them on one grid over the batch,
+`count` masks a number of tokens that is on such a grid, at a time that belongs to it (Beta
+counting). Goal: without t, the deviation of `count` at least 2.5 times below that of `iid`.
+
+    python -m benchmarks.estimator_variance --path text8.gz --minutes 8
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import text8_baselines, timing
+from md4vmd import build, data, networks, partitioning, rngs, train_state
+from md4vmd.objectives import MD4
+
+_BATCH = 64
+ESTIMATORS = {"iid": "time", "time": "time", "count": "count"}
+
+
+def redrawn(model: build.Model, params: Any, batch: Any, redraws: int) -> dict[str, np.ndarray]:
+  """Bits per character of the batch at every redraw, by estimator."""
+  fns = networks.bind(model.network, params)
+  figures = {}
+  for name, estimator in ESTIMATORS.items():
+    objective = MD4(model.schedule, model.dataset.vocab_size, estimator)
+
+    def once(key, is_iid=name == "iid", objective=objective):
+      noise = rngs.batch_noise(key, _BATCH)
+      if is_iid:
+        noise = noise.replace(place_B=jax.random.uniform(rngs.named(key, "iid"), (_BATCH,)))
+      terms = objective.loss(
+        fns, batch, objective.draw(noise, batch), step=jnp.zeros((), jnp.int32)
+      )
+      return terms.nelbo_B.sum() / batch.tokens_B.sum() / math.log(2.0)
+
+    keys_R = jax.random.split(rngs.stream(model.seed, 0, f"redraws {estimator}"), redraws)
+    figures[name] = np.asarray(jax.jit(lambda keys_R, once=once: jax.lax.map(once, keys_R))(keys_R))
+  return figures
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = timing.parser(__doc__)
+  parser.add_argument("--path", required=True, help="text8, or the training part of it")
+  parser.add_argument("--valid-path", help="its validation part, where it is a file of its own")
+  parser.add_argument("--minutes", type=float, default=8.0, help="of training")
+  parser.add_argument("--redraws", type=int, default=300)
+  parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/text8_baselines"))
+  options = parser.parse_args(arguments)
+  timing.say(timing.machine())
+  rows: list[list[Any]] = []
+  found: dict[str, float] = {"redraws": options.redraws}
+  for name in ("md4", "md4_linear"):
+    place = (options.minutes, options.path, options.valid_path, options.folder)
+    job = text8_baselines.Job(name, 0, *place)
+    text8_baselines.finish(job)
+    model = build.model(text8_baselines.config(job))
+    arrays = next(data.evaluation_batches(model.dataset.split("valid"), batch_size=_BATCH))
+    with partitioning.use(model.mesh):
+      params = train_state.load_average(model, job.workdir).state["ema"]
+      bits = redrawn(model, params, partitioning.put_batch(model.mesh, arrays), options.redraws)
+    for estimator, bits_R in bits.items():
+      deviation, ratio = float(bits_R.std(ddof=1)), float(bits["iid"].std() / bits_R.std())
+      rows.append([f"{name} {estimator}", float(bits_R.mean()), deviation, ratio])
+      found |= {
+        f"{name}/{estimator}/mean_bits": float(bits_R.mean()),
+        f"{name}/{estimator}/standard_deviation_bits": deviation,
+        f"{name}/{estimator}/iid_ratio": ratio,
+      }
+  timing.say(timing.table(("model, estimator", "mean bits", "deviation", "iid / this"), rows))
+  timing.finish(found, options.json)
+
+
+if __name__ == "__main__":
+  main()
