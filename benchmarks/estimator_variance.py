@@ -11,6 +11,7 @@ counting). Goal: without t, the deviation of `count` at least 2.5 times below th
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -37,10 +38,12 @@ def redrawn(model: build.Model, params: Any, batch: Any, redraws: int) -> dict[s
     def once(key, is_iid=name == "iid", objective=objective):
       noise = rngs.batch_noise(key, _BATCH)
       if is_iid:
-        noise = noise.replace(place_B=jax.random.uniform(rngs.named(key, "iid"), (_BATCH,)))
+        alone_B = jax.random.uniform(rngs.named(key, "iid"), (_BATCH,))
+        noise = dataclasses.replace(noise, place_B=alone_B)
       terms = objective.loss(
         fns, batch, objective.draw(noise, batch), step=jnp.zeros((), jnp.int32)
       )
+      assert terms.nelbo_B is not None
       return terms.nelbo_B.sum() / batch.tokens_B.sum() / math.log(2.0)
 
     keys_R = jax.random.split(rngs.stream(model.seed, 0, f"redraws {estimator}"), redraws)
