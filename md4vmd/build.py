@@ -201,6 +201,10 @@ def _network(config: Config, vocab_size: int, objective: Objective) -> nn.Module
   if isinstance(objective, objectives.GenMD4):
     if config.latent.name != "none":
       raise ValueError("objective 'genmd4' has no latent; set latent.name=none")
+    if not getattr(network, "time_conditioning", True):
+      raise ValueError(
+        "objective 'genmd4' has predictions that depend on t; set network.time_conditioning=True"
+      )
     return networks.TokenPowerNetwork(network, objective.initial_power)
   if config.latent.name == "none":
     return network
@@ -248,6 +252,19 @@ def require_all(built: Model, where: str) -> None:
     raise ValueError(
       f"{where} fills positions in any order and this network decodes from left to right; remove "
       "it from config.evaluators"
+    )
+
+
+def require_one_schedule(built: Model, where: str) -> None:
+  """Refuses, for an evaluator, models with a schedule for each token.
+
+  Raises:
+    ValueError: the model is GenMD4.
+  """
+  if isinstance(built.network, networks.TokenPowerNetwork):
+    raise ValueError(
+      f"{where} reveals tokens by one schedule and objective 'genmd4' has one for each token; "
+      "remove it from config.evaluators"
     )
 
 

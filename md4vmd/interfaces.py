@@ -65,7 +65,7 @@ class Draws:
   """The random part of a loss, drawn once for the global batch; microbatches slice axis 0.
 
   Attributes:
-    t_BxG: time of each group.
+    t_BxG: time of each group, or what the loss turns into one where it depends on parameters.
     weight_BxG: weight of the group's cross-entropies in the loss.
     uniform_BxL: i.i.d. U[0, 1) per token, from which the loss decides what is masked.
     count_BxG: number of free tokens to mask in each group; None where tokens are masked

@@ -16,6 +16,8 @@ from md4vmd.schedules import TABLE
 from md4vmd.schedules.cosine import Cosine
 from tests import shrunken, toys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 L, V = 4, 3
 X_L = np.array([2, 0, 1, 1])
 ORDERS = list(itertools.permutations(range(L)))
@@ -31,11 +33,6 @@ class Fake:
   def apply(self, variables, zt_BxL, t_BxG, *, label_B=None, deterministic=True, rngs=None):
     del variables, label_B, deterministic, rngs
     return self.fns.denoise(zt_BxL, t_BxG)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 def uniforms(orders, length):

@@ -16,18 +16,15 @@ from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import AR, MD4, VMD
 from md4vmd.schedules.linear import Linear
-from tests import shrunken, toys
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 L, V, S = 4, 3, 2  # S: tokens of a block
 X_XxL = toys.sequences(L, V)
 LINEAR = Linear()
 RNG = np.random.default_rng(0)
 either = pytest.mark.parametrize("attends", ["left", "blocks"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,11 @@ def test_every_section_reaches_the_object_that_it_names(config):
     ({"network.heads": 3}, "network width 16 must be a multiple of twice the heads (3)"),
     ({"objective.estimator": "steps"}, "needs a number of steps"),
     ({"data.distribution": "d3"}, "distribution='d3' does not exist"),
-    ({"objective.name": "genmd4"}, "'genmd4' is sampled by 'token_ancestral', and nothing else is"),
+    ({"objective.name": "genmd4"}, "set network.time_conditioning=True"),
+    (
+      {"objective.name": "genmd4", "network.time_conditioning": True},
+      "'genmd4' is sampled by 'token_ancestral', and nothing else is",
+    ),
     (
       {"sampler.name": "token_ancestral"},
       "objective 'md4' and sampler 'token_ancestral' do not fit",
@@ -273,3 +277,13 @@ def test_a_key_that_the_recorded_run_lacks_makes_another_run(config):
 def test_the_variants_that_are_not_run_from_end_to_end_are_built(name, variant, tmp_path):
   built = build.model(shrunken.config(name, variant, folder=tmp_path))
   assert build.evaluators(built, evaluators.TABLE).keys() == built.evaluators.keys()
+
+
+@pytest.mark.parametrize("name", ["any_order", "blocks"])
+def test_evaluators_of_one_schedule_refuse_genmd4_before_training(config, name):
+  config.objective.name = "genmd4"
+  config.network.time_conditioning = True
+  config.sampler.name = "token_ancestral"
+  config.evaluators = {name: {}}
+  with pytest.raises(ValueError, match=f"evaluators.{name} reveals tokens by one schedule"):
+    build.evaluators(build.model(config), evaluators.TABLE)

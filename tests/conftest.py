@@ -13,17 +13,9 @@ import pytest
 from flax import linen as nn
 
 from md4vmd import networks
+from tests import shrunken
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most programs of the tests run once or twice, and compiling them well costs more than it saves.
-jax.config.update("jax_disable_most_optimizations", True)
-
-_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if _WORKER and hasattr(os, "sched_setaffinity"):
-  # A core to each process of the tests: small programs gain nothing from two, and wait for both.
-  _CORES = sorted(os.sched_getaffinity(0))
-  os.sched_setaffinity(0, {_CORES[int(_WORKER.removeprefix("gw")) % len(_CORES)]})
-
 _ROOT = pathlib.Path(__file__).parent.parent
 _RUN = """
 import runpy, jax
@@ -38,6 +30,12 @@ def x64():
   """Arrays made in the test are float64; the flag is back at its old value afterwards."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(tmp_path_factory):
+  """Little optimization, for modules whose programs run once or twice."""
+  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import pytest
 from md4vmd import build, evaluate, sample, train, writers
 from tests import shrunken
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DATA = os.environ.get("MD4VMD_DATA")
 REAL = [
   ("sudoku", "9x9", "sudoku/null_expert*.csv.gz"),
@@ -38,11 +40,6 @@ class Finished:
   @property
   def last_step(self):
     return shrunken.STEPS + 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 def finish(config, workdir):

@@ -12,6 +12,8 @@ from md4vmd.data import sudoku_rules
 from md4vmd.evaluators import Exact, Likelihood, Sudoku
 from tests import shrunken, toys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
@@ -22,11 +24,6 @@ class Fake:
   def apply(self, variables, zt_BxL, t_BxG, *, label_B=None, deterministic=True, rngs=None):
     del variables, label_B, deterministic, rngs
     return self.fns.denoise(zt_BxL, t_BxG)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 def run(evaluator, params=None):

@@ -16,7 +16,9 @@ from md4vmd.objectives import MD4, GenMD4
 from md4vmd.objectives.genmd4 import _Sets
 from md4vmd.schedules import TABLE
 from md4vmd.schedules.poly import Poly
-from tests import shrunken, toys
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 L, V = 3, 3
 X_L = np.array([2, 0, 1])
@@ -58,11 +60,6 @@ def _exact_bound(power_V, fns=None, x_L=X_L):
   integrand_JxS = _integrand(fns or _fns(power_V), power_V, x_L)
   per_time_J = jnp.sum(_chance(power_V[x_L], t_J) * integrand_JxS, axis=-1)
   return jnp.sum(jnp.asarray(weight_J / t_J) * per_time_J)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +219,11 @@ def test_frozen_powers_have_no_gradient(x64):
 
 
 def test_a_decay_is_charged_in_the_loss_and_not_in_the_bound(x64):
-  pulled = GenMD4(Poly(1.0), V, power="frozen", power_decay=2.0)
+  pulled = GenMD4(Poly(1.0), V, power_decay=2.0)
   loss, terms = _real_loss(jnp.asarray(POWER_V), pulled, _batch())
   decay = 2.0 * 16 * L * np.mean(np.log(POWER_V) ** 2)
   np.testing.assert_allclose(loss - terms.nelbo_B.sum(), decay, rtol=1e-9)
+  assert pulled.bound(8, "cosine") == GenMD4(Poly(1.0), V, power="frozen")
 
 
 def test_clues_are_never_masked_and_examples_without_weight_or_free_tokens_cost_nothing(x64):
@@ -325,7 +323,8 @@ def test_the_network_starts_at_the_powers_of_the_schedule():
   [
     ({"schedule": TABLE["cosine"]()}, "'linear' or 'poly', not 'cosine'"),
     ({"power": "fixed"}, "one of learned, frozen"),
-    ({"power_decay": -1.0}, "must not be negative"),
+    ({"power_decay": -1.0}, "power_decay is -1.0; it must be 0, or positive"),
+    ({"power_decay": 1.0, "power": "frozen"}, "positive with power 'learned'"),
   ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, rule):

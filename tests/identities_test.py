@@ -22,6 +22,8 @@ from md4vmd.schedules import TABLE
 from md4vmd.schedules.linear import Linear
 from tests import toys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 L, V = 3, 3
 X_L = np.array([2, 0, 1])
 NODES, WEIGHTS = (a / 2 for a in np.polynomial.legendre.leggauss(40))

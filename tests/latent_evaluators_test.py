@@ -19,17 +19,14 @@ from md4vmd.interfaces import ModelFns
 from md4vmd.schedules.linear import Linear
 from tests import shrunken, toys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FAMILIES = {
   "none": None,
   "gaussian": latents.GaussianFamily(width=2),
   "mixture": latents.MixtureFamily(width=2, components=3, prior="conditional"),
   "codes": latents.CategoricalFamily(codes=2, classes=2, prior="conditional"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

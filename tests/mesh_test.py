@@ -16,6 +16,8 @@ import pytest
 from md4vmd import build, evaluators, partitioning, steps, train, train_state
 from tests import shrunken
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MESHES = {
   "data": (8, 1, 1),
   "all": (2, 2, 2),
@@ -147,11 +149,6 @@ def on_eight_devices(path):
     "microbatch": refusal(make_config((8, 1, 1), batch_size=16, microbatches=4)),
   }
   pathlib.Path(path).write_bytes(pickle.dumps(results))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from md4vmd import networks
 from md4vmd.networks import Transformer
 from md4vmd.networks.head import padded
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = dict(vocab_size=11, width=16, depth=2, heads=2, condition_width=8, adaln_zero=False)
 ZT_BxL = jax.random.randint(jax.random.key(1), (3, 8), 0, 12)
 T_Bx1 = jnp.array([[0.2], [0.5], [1.0]])
@@ -30,18 +32,25 @@ def gradient(network, params):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_neither_loss_nor_gradient(remat):
+@pytest.fixture(scope="module")
+def plain():
+  """(parameters, loss, gradient) of the network without options."""
   network, params = make()
-  loss, plain = gradient(network, params)
+  return params, *gradient(network, params)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_neither_loss_nor_gradient(remat, plain):
+  params, loss, plain_gradient = plain
   loss_remat, again = gradient(Transformer(**SMALL, remat=remat), params)
   np.testing.assert_allclose(loss_remat, loss, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, plain)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, plain_gradient
+  )
 
 
-def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters():
-  network, params = make()
-  loss, _ = gradient(network, params)
+def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters(plain):
+  params, loss, _ = plain
   loss_bf16, gradients = gradient(Transformer(**SMALL, dtype="bfloat16"), params)
   assert loss_bf16 != loss
   np.testing.assert_allclose(loss_bf16, loss, rtol=2e-2)

@@ -17,6 +17,8 @@ from md4vmd import build, partitioning, train, train_state, writers
 from md4vmd.checkpoints import Checkpoints
 from tests import shrunken
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS, EVERY = 60, 6
 # Randomness of every kind: augmentation, draws, dropout, microbatches; and the optimizer's state.
 SETTINGS = [
@@ -153,11 +155,6 @@ def check_same_end(workdir, straight):
   for ours, theirs in zip(*map(writers.read_metrics, (workdir, straight)), strict=True):
     for name in ("train/loss_nats_per_token", "train/gradient_norm", "train/learning_rate"):
       assert ours[name] == theirs[name], (ours["step"], name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

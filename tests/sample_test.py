@@ -8,12 +8,9 @@ from md4vmd import build, networks, sample, samplers, train_state
 from md4vmd.checkpoints import Restored
 from tests import shrunken
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MASK = 27  # of text8's characters
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

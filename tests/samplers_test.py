@@ -17,6 +17,8 @@ from md4vmd.schedules import TABLE as SCHEDULES
 from md4vmd.schedules.linear import Linear
 from tests import toys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 L, V = 3, 3
 _LINEAR = Linear()
 every_sampler = pytest.mark.parametrize("name", samplers.TABLE)
@@ -341,10 +343,11 @@ def sample_on_eight_devices_and_one():
   """Run by the test below."""
   fns, times = _headed(6, 4), samplers.times("cosine", 4)
   mesh = partitioning.make_mesh(data=2, fsdp=2, tensor=2)
-  for name in ("ancestral", "margin"):
-    run = functools.partial(
-      _sample, fns, samplers.TABLE[name](temperature=1.0), times, vocab_size=4
-    )
+  for name in ("ancestral", "margin", "token_ancestral"):
+    step = samplers.TABLE[name](temperature=1.0)
+    if step.is_by_token:
+      fns = fns._replace(token_power=lambda: jnp.linspace(0.7, 1.6, 4))
+    run = functools.partial(_sample, fns, step, times, vocab_size=4)
     alone = run(TOKENS_BxL, FREE_BxL)
     _compiled.cache_clear()
     with partitioning.use(mesh):

@@ -12,16 +12,13 @@ from md4vmd import rngs
 from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4, SEDD
 from md4vmd.schedules import TABLE
-from tests import shrunken, toys
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 L, V = 4, 3
 BATCH = toys.make_batch(np.random.default_rng(0).integers(V, size=(8, L)))
 CASES = [(name, "time") for name in TABLE] + [("cosine", "count")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -24,9 +24,12 @@ QUICK = {
 # Variants that differ from another one by their data or a number alone; tests/build_test.py builds
 # their models.
 LIKE_ANOTHER = {
+  ("sudoku", "4x4-several"),
   ("sudoku", "9x9-small"),
   ("synthetic", "pairs_skewed"),
+  ("synthetic", "d1"),
   ("synthetic", "d2"),
+  ("synthetic", "vmd-pairs"),
   ("synthetic", "vmd-pairs_skewed"),
   ("synthetic", "vmd-d2"),
   ("text8", "block8"),

@@ -21,7 +21,9 @@ from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4, VMD
 from md4vmd.schedules import TABLE
 from md4vmd.schedules.linear import Linear
-from tests import shrunken, toys
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 L, V, J = 3, 3, 4
 X_L = np.array([2, 0, 1])
@@ -49,11 +51,6 @@ def law(fns, schedule, times, x_NxL, **settings):
   """exact_log_prob, compiled."""
   exact = lambda times, x_NxL: exact_log_prob(fns, schedule, times, x_NxL, V, **settings)
   return np.asarray(jax.jit(exact)(times, jnp.asarray(x_NxL)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-  yield from shrunken.quick_compilation(tmp_path_factory.mktemp("cache"))
 
 
 def mean(values_B):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from md4vmd import data, forward, metrics, networks, partitioning, rngs
-from md4vmd.build import Model, require_all
+from md4vmd.build import Model, require_all, require_one_schedule
 from md4vmd.interfaces import Batch, ModelFns, Schedule
 
 
@@ -82,6 +82,7 @@ class AnyOrder:
         "p(x | order) is an integral over it; remove it from config.evaluators and read likelihood"
       )
     require_all(model, "evaluators.any_order")
+    require_one_schedule(model, "evaluators.any_order")
     self.model, self.split, self.orders, self.limit = model, split, orders, limit
     self.source = model.dataset.split(split)
     self._nats = jax.jit(self._of_order)

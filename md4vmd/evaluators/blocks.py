@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from md4vmd import networks, rngs
-from md4vmd.build import Model, require_all
+from md4vmd.build import Model, require_all, require_one_schedule
 from md4vmd.evaluators.enumeration import latent_values
 
 _SEQUENCES_AT_ONCE = 2**15
@@ -70,6 +70,7 @@ class Blocks:
     draws: int = 100_000,
   ):
     require_all(model, "evaluators.blocks")
+    require_one_schedule(model, "evaluators.blocks")
     if model.dataset.support_MxL is None:
       raise ValueError("evaluators.blocks needs data whose support is known, such as 'synthetic'")
     if model.objective.latent_refresh != "step" and isinstance(

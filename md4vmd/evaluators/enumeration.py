@@ -116,7 +116,8 @@ def exact_log_prob(
     # A zero probability stays finite in logs, so that 0 tokens of it cost 0.
     log_u_1x1x1xV = jnp.maximum(jnp.log(u_V), -1e30)[None, None, None, :]
     log_move = jnp.take_along_axis(log_mu + log_u_1x1x1xV, target_RxL[:, None, :, None], -1)[..., 0]
-    log_stay = jnp.log(jnp.exp(log_mu) @ (1.0 - u_V))
+    stay = jnp.matmul(jnp.exp(log_mu), 1.0 - u_V, precision=jax.lax.Precision.HIGHEST)
+    log_stay = jnp.log(stay)
     log_move, log_stay = (
       jnp.maximum(each, -1e30).reshape(count, sets, draws, length) for each in (log_move, log_stay)
     )

@@ -38,6 +38,7 @@ class Sudoku:
     if not hasattr(model.dataset, "size"):
       raise ValueError("evaluators.sudoku needs Sudoku boards; remove it from config.evaluators")
     build.require_all(model, "evaluators.sudoku")
+    build.require_one_schedule(model, "evaluators.sudoku")
     self.model, self.splits, self.limit = model, splits, limit
     self._solvers = {
       (order, count): jax.jit(

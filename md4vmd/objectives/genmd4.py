@@ -44,7 +44,7 @@ class GenMD4:
   The gradient in w is pathwise through b plus E[R s], s the gradient of log q(S | t). Two sets of
   one time serve each other as baselines (RLOO). The density has no empty set, so E[s] is not 0 but
   the gradient of sum_n c_n t^w / sum_n c_n t^c at c = w; it is put back, and what comes out is
-  unbiased and bounded.
+  unbiased.
 
   Attributes:
     schedule: linear or poly; its power is where the w of every token starts.
@@ -69,8 +69,11 @@ class GenMD4:
       )
     if self.power not in POWERS:
       raise ValueError(f"objective power is '{self.power}'; it must be one of {', '.join(POWERS)}")
-    if self.power_decay < 0:
-      raise ValueError(f"objective power_decay is {self.power_decay}; it must not be negative")
+    if self.power_decay < 0 or (self.power_decay and self.power == "frozen"):
+      raise ValueError(
+        f"objective power_decay is {self.power_decay}; it must be 0, or positive with "
+        "power 'learned'"
+      )
 
   @property
   def initial_power(self) -> float:
@@ -85,7 +88,7 @@ class GenMD4:
   def bound(self, steps: int, grid: str) -> GenMD4:
     """The same bound from one masked set of every example."""
     del steps, grid
-    return dataclasses.replace(self, power="frozen")
+    return dataclasses.replace(self, power="frozen", power_decay=0.0)
 
   def draw(self, noise: Noise, batch: Batch) -> Draws:
     """Levels U of the times, which depend on w, and keys for the masked sets."""

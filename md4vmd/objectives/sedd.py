@@ -31,9 +31,10 @@ class SEDD(MD4):
   @property
   def convention(self) -> str:
     """What the bound and its parts are."""
+    blocks = f" in blocks of {self.block_size}" if self.block_size else ""
     return (
-      f"SEDD bound on -log p by score entropy, estimator '{self.estimator}'; its part 'normalised' "
-      "is the MD4 bound of the normalised prediction"
+      f"SEDD bound on -log p by score entropy{blocks}, estimator '{self.estimator}'; its part "
+      "'normalised' is the MD4 bound of the normalised prediction"
     )
 
   def parts(self, nats_B: jax.Array, cross_entropy_B: jax.Array) -> dict[str, jax.Array]:

@@ -72,7 +72,8 @@ def sample(
   already, and those still masked at t=0, are drawn uniformly.
 
   Raises:
-    ValueError: a network whose tokens do not see all others.
+    ValueError: a network whose tokens do not see all others, or a rule for models with a schedule
+      for each token on a model without, or the other way round.
   """
   if fns.init_cache is not None:
     raise ValueError(

@@ -37,8 +37,8 @@ class TokenAncestral:
   u_j = 1 - (s/t)^w_j, w the array of powers of the schedule: the reverse process of GenMD4
   (arXiv 2406.04329). By thinning: a position is a candidate with
   probability u* = max_j u_j, which needs no prediction, draws j ~ mu and keeps it with
-  probability u_j / u*. The vocabulary is walked at candidates alone, and a step without one costs
-  no network call.
+  probability u_j / u*. The vocabulary is walked at candidates alone, and a step in which no
+  sequence of the batch has one costs no network call.
 
   Attributes:
     temperature: divides the logits; 0 takes the most probable token.
@@ -90,13 +90,13 @@ class TokenAncestral:
     u_V = reveal_probability(schedule, plan.t_B[0], plan.s_B[0])
     keep_V = u_V / jnp.max(u_V)
 
-    def draw(logits_KxV, token_K, keep_K):
-      drawn_K = tokens.draw(logits_KxV, token_K, temperature=self.temperature, top_p=self.top_p)
-      return jnp.where(keep_K < keep_V[drawn_K], drawn_K, prediction.vocab_size)
+    def draw(logits_KxV, u_K):
+      return tokens.draw(logits_KxV, u_K, temperature=self.temperature, top_p=self.top_p)
 
-    noise_BxLx2 = rngs.uniform_each(key_B, (*zt_BxL.shape[1:], 2))
-    drawn_BxL = prediction.map_rows(draw, plan.reveal_BxL, noise_BxLx2[..., 0], noise_BxLx2[..., 1])
-    return jnp.where(plan.reveal_BxL, drawn_BxL, zt_BxL)
+    noise_Bx2xL = rngs.uniform_each(key_B, (2, *zt_BxL.shape[1:]))
+    drawn_BxL = prediction.map_rows(draw, plan.reveal_BxL, noise_Bx2xL[:, 0])
+    is_kept_BxL = plan.reveal_BxL & (noise_Bx2xL[:, 1] < keep_V[drawn_BxL])
+    return jnp.where(is_kept_BxL, drawn_BxL, zt_BxL)
 
 
 def reveal_probability(schedule: Poly, t: jax.Array, s: jax.Array) -> jax.Array:
