@@ -41,6 +41,7 @@ setuptools.setup(
     "report": ["matplotlib>=3.8"],
     "test": [
       "pytest>=8",
+      "pytest-xdist>=3.6",
       "ruff>=0.12",
       "pyright[nodejs]>=1.1.390",
       "scipy>=1.13",

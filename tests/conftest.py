@@ -25,6 +25,15 @@ runpy.run_path({path!r}, run_name="on_eight_devices")[{name!r}]()
 """
 
 
+# The files that take longest start first, so that the processes of the tests end together.
+_LONGEST = ("end_to_end", "resume", "mesh", "vmd", "samplers", "identities", "autoregression")
+
+
+def pytest_collection_modifyitems(items):
+  rank = {f"{name}_test": i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture
 def x64():
   """Arrays made in the test are float64; the flag is back at its old value afterwards."""

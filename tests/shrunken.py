@@ -34,6 +34,7 @@ LIKE_ANOTHER = {
   ("synthetic", "vmd-d2"),
   ("text8", "block8"),
   ("text8", "block16"),
+  ("text8", "d3pm"),
 }
 
 
