@@ -21,7 +21,7 @@ QUICK = {
 }
 
 
-# Variants that differ from another one by their data or a number alone; tests/build_test.py builds
+# Variants that differ from another one by their data or a few settings; tests/build_test.py builds
 # their models.
 LIKE_ANOTHER = {
   ("sudoku", "4x4-several"),
