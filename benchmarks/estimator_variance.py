@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import text8_baselines, timing
+from benchmarks import text8_baselines, timing, trainings
 from md4vmd import build, data, networks, partitioning, rngs, train_state
 from md4vmd.objectives import MD4
 
@@ -53,19 +52,15 @@ def redrawn(model: build.Model, params: Any, batch: Any, redraws: int) -> dict[s
 
 def main(arguments: list[str] | None = None) -> None:
   parser = timing.parser(__doc__)
-  parser.add_argument("--path", required=True, help="text8, or the training part of it")
-  parser.add_argument("--valid-path", help="its validation part, where it is a file of its own")
-  parser.add_argument("--minutes", type=float, default=8.0, help="of training")
+  text8_baselines.add_options(parser)
   parser.add_argument("--redraws", type=int, default=300)
-  parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/text8_baselines"))
   options = parser.parse_args(arguments)
   timing.say(timing.machine())
   rows: list[list[Any]] = []
   found: dict[str, float] = {"redraws": options.redraws}
-  for name in ("md4", "md4_linear"):
-    place = (options.minutes, options.path, options.valid_path, options.folder)
-    job = text8_baselines.Job(name, 0, *place)
-    text8_baselines.finish(job)
+  jobs = text8_baselines.planned(options, ("md4", "md4_linear"), seeds=1)
+  for job, _ in trainings.on_cores(text8_baselines.finish, jobs, processes=options.processes):
+    name = job.model
     model = build.model(text8_baselines.config(job))
     arrays = next(data.evaluation_batches(model.dataset.split("valid"), batch_size=_BATCH))
     with partitioning.use(model.mesh):

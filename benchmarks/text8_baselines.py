@@ -1,10 +1,10 @@
 """Small models of text8 at equal compute: every objective, the same network, data and time.
 
-Each model trains for --minutes of one core's time, in a number of steps that is measured first, so
-that its learning rate falls to the end. 2 layers x 128, 64 characters, batch 64. Then its bound on
-the validation part, in bits per character with the standard error over examples; over seeds, the
-mean with the spread. Ours, the published order at full size is
-AR < block 4 < block 8 < block 16 < GenMD4 <= MD4 < SEDD < D3PM.
+Each model trains for --minutes of one core's time. How many steps that is is measured first, for
+all models in turns, so that the learning rate falls to the end; every seed takes as many. 2 layers
+x 128, 64 characters, batch 64. Then its bound on the validation part, in bits per character with
+the standard error over examples; over seeds, the mean with the spread. The published
+order at full size is AR < block 4 < block 8 < block 16 < GenMD4 <= MD4 < SEDD < D3PM.
 
     python -m benchmarks.text8_baselines --path text8.gz --minutes 8 --seeds 3 --processes 2
 
@@ -13,11 +13,13 @@ Finished models are kept in --folder, so that a run that was stopped goes on whe
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import json
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +56,7 @@ ABOUT = {
 
 
 class Job(NamedTuple):
-  """One model to train and evaluate."""
+  """One model to train and evaluate; no steps where their number is not measured yet."""
 
   model: str
   seed: int
@@ -62,6 +64,7 @@ class Job(NamedTuple):
   path: str
   valid_path: str | None
   folder: pathlib.Path
+  steps: int | None = None
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -77,49 +80,81 @@ def config(job: Job) -> Any:
   made.data.update({"path": job.path, "valid_path": job.valid_path, "length": 64})
   made.network.update({"width": 128, "depth": 2, "heads": 2})
   made.optimizer.warmup_steps = 50
-  made.run.update({"batch_size": 64, "then": (), "checkpoint_every": 10**9, "log_every": 200})
+  made.run.update({"batch_size": 64, "then": (), "log_every": 200})
   made.evaluators = {"likelihood": {"split": "valid", "draws": 4, "limit": 2000}}
   for key, value in changes.items():
     section, name = key.split(".")
     made[section][name] = value
+  if job.steps is not None:
+    made.run.update({"steps": job.steps, "checkpoint_every": max(1, job.steps // 8)})
   return made
 
 
-def steps_in(minutes: float, made: Any, trial: int = 30) -> int:
-  """How many training steps this process takes in so many minutes of its CPU time."""
-  model = build.model(made)
-  step = functools.partial(
-    steps.train_step,
-    network=model.network,
-    objective=model.objective,
-    optimizer=model.optimizer,
-    microbatches=1,
-    seed=made.seed,
-  )
-  train_split = model.dataset.split("train")
-  arrays = next(data.evaluation_batches(train_split, batch_size=made.run.batch_size))
-  with partitioning.use(model.mesh):
-    state, batch = train_state.initial(model), partitioning.put_batch(model.mesh, arrays)
-    compiled = jax.jit(step, donate_argnums=0)
-    for count in (3, trial):
-      start = time.process_time()
-      for _ in range(count):
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The options that say which trainings are meant."""
+  parser.add_argument("--path", required=True, help="text8, or the training part of it")
+  parser.add_argument("--valid-path", help="its validation part, where it is a file of its own")
+  parser.add_argument("--minutes", type=float, default=8.0, help="of one core, per model and seed")
+  parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/text8_baselines"))
+  parser.add_argument("--processes", type=int, default=1, help="trainings at the same time")
+
+
+def planned(options: argparse.Namespace, models: Sequence[str], seeds: int) -> list[Job]:
+  """A job per seed and model, with the steps that fit into the minutes; they are kept on disk."""
+  place = (options.minutes, options.path, options.valid_path, options.folder)
+  plan = options.folder / f"steps-{options.minutes:g}min.json"
+  steps_of = json.loads(plan.read_text()) if plan.exists() else {}
+  new = [Job(model, 0, *place) for model in models if model not in steps_of]
+  for _, seconds in trainings.on_cores(
+    seconds_per_step, [new] if new else [], processes=options.processes
+  ):
+    steps_of |= {model: round(60 * options.minutes / each) for model, each in seconds.items()}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps(steps_of))
+  return [
+    Job(model, seed, *place, steps_of[model])
+    for seed, model in itertools.product(range(seeds), models)
+  ]
+
+
+def seconds_per_step(jobs: Sequence[Job], steps_at_once: int = 10) -> dict[str, float]:
+  """CPU seconds of a training step of every job's model, measured in turns."""
+
+  def stepper(job: Job) -> Callable[[], Any]:
+    model = build.model(config(job))
+    step = functools.partial(
+      steps.train_step,
+      network=model.network,
+      objective=model.objective,
+      optimizer=model.optimizer,
+      microbatches=1,
+      seed=model.seed,
+    )
+    arrays = next(
+      data.evaluation_batches(model.dataset.split("train"), batch_size=model.run.batch_size)
+    )
+    with partitioning.use(model.mesh):
+      state, batch = train_state.initial(model), partitioning.put_batch(model.mesh, arrays)
+      compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+    def take() -> Any:
+      nonlocal state
+      for _ in range(steps_at_once):
         state, sums = compiled(state, batch)
-      jax.block_until_ready(sums)
-      seconds = (time.process_time() - start) / count
-  return round(60 * minutes / seconds)
+      return sums
+
+    return take
+
+  functions = {job.model: stepper(job) for job in jobs}
+  seconds = timing.interleave(functions, rounds=5, clock=time.process_time)
+  return {name: float(np.median(each)) / steps_at_once for name, each in seconds.items()}
 
 
 def finish(job: Job) -> dict[str, Any]:
   """Figures of a job: those on disk, or new ones from a training that goes on where it stopped."""
 
   def compute():
-    made, plan = config(job), job.workdir / "steps.json"
-    if not plan.exists():
-      plan.write_text(json.dumps(steps_in(job.minutes, made)))
-    made.run.steps = json.loads(plan.read_text())
-    made.run.checkpoint_every = max(1, made.run.steps // 8)
-    start = time.process_time()
+    made, start = config(job), time.process_time()
     train.train(made, job.workdir)
     trained = time.process_time()
     evaluate.evaluate(made, job.workdir)
@@ -135,20 +170,13 @@ HEADER = ("model", "bits/char", "s.e.", "over seeds", "steps", "CPU s", "note")
 
 def main(arguments: list[str] | None = None) -> None:
   parser = timing.parser(__doc__)
-  parser.add_argument("--path", required=True, help="text8, or the training part of it")
-  parser.add_argument("--valid-path", help="its validation part, where it is a file of its own")
-  parser.add_argument("--minutes", type=float, default=8.0, help="of one core, per model and seed")
+  add_options(parser)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--models", default=",".join(MODELS), help="comma-separated names")
-  parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/text8_baselines"))
-  parser.add_argument("--processes", type=int, default=1, help="trainings at the same time")
   options = parser.parse_args(arguments)
   models = trainings.chosen(parser, options.models, list(MODELS))
   timing.say(timing.machine())
-  place = (options.minutes, options.path, options.valid_path, options.folder)
-  jobs = [
-    Job(model, seed, *place) for seed, model in itertools.product(range(options.seeds), models)
-  ]
+  jobs = planned(options, models, options.seeds)
   done: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
   for job, figures in trainings.on_cores(finish, jobs, processes=options.processes):
     done[job.model].append(figures)
