@@ -69,6 +69,11 @@ def ratio_report(
   return figures
 
 
+def importance_nats(nats_NxK: np.ndarray) -> np.ndarray:
+  """-log of the mean over k of exp(-nats), in nats: [N]."""
+  return math.log(nats_NxK.shape[1]) - np.logaddexp.reduce(-nats_NxK, axis=1)
+
+
 def likelihood_report(
   split: str, nats_N: np.ndarray, tokens_N: np.ndarray, *, unit: str
 ) -> dict[str, float]:

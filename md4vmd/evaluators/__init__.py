@@ -3,6 +3,7 @@
 from md4vmd.evaluators.any_order import AnyOrder
 from md4vmd.evaluators.blocks import Blocks
 from md4vmd.evaluators.exact import Exact
+from md4vmd.evaluators.importance_weighted import ImportanceWeighted
 from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
 from md4vmd.evaluators.sudoku import Sudoku
@@ -13,6 +14,7 @@ TABLE = {
   "exact": Exact,
   "blocks": Blocks,
   "any_order": AnyOrder,
+  "importance_weighted": ImportanceWeighted,
   "latent": LatentUse,
   "sudoku": Sudoku,
   "token_power": TokenPower,

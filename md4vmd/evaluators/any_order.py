@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -53,11 +52,6 @@ def order_nats(
     return nats_B + nats_BxL.sum(-1)
 
   return jax.lax.fori_loop(0, size_Bx1.max(), call, jnp.zeros(batch.weight_B.shape))
-
-
-def importance_nats(nats_NxK: np.ndarray) -> np.ndarray:
-  """-log of the mean over k of exp(-nats), in nats: [N]."""
-  return math.log(nats_NxK.shape[1]) - np.logaddexp.reduce(-nats_NxK, axis=1)
 
 
 class AnyOrder:
@@ -120,7 +114,7 @@ class AnyOrder:
     nats_NxK = np.concatenate(nats).astype(np.float64)
     tokens_N = np.concatenate(tokens).astype(np.float64)
     figures: dict[str, Any] = {}
-    bounds = {"nelbo": nats_NxK.mean(1), "importance": importance_nats(nats_NxK)}
+    bounds = {"nelbo": nats_NxK.mean(1), "importance": metrics.importance_nats(nats_NxK)}
     for name, nats_N in bounds.items():
       unit = self.model.dataset.unit
       figures |= metrics.ratio_report(f"{self.split}/any_order_{name}", nats_N, tokens_N, unit=unit)
