@@ -14,20 +14,18 @@ Finished models are kept in --folder, so that a run that was stopped goes on whe
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from benchmarks import timing, trainings
 from configs import text8
-from md4vmd import build, data, evaluate, partitioning, steps, train, train_state
+from md4vmd import evaluate, train
 
 _SEES_TIME = {"network.time_conditioning": True, "network.condition_width": 64}
 _INTEGRAL = _SEES_TIME | {"objective.estimator": "time"}
@@ -100,54 +98,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def planned(options: argparse.Namespace, models: Sequence[str], seeds: int) -> list[Job]:
-  """A job per seed and model, with the steps that fit into the minutes; they are kept on disk."""
+  """A job per seed and model, with the steps that fit into the minutes."""
   place = (options.minutes, options.path, options.valid_path, options.folder)
-  plan = options.folder / f"steps-{options.minutes:g}min.json"
-  steps_of = json.loads(plan.read_text()) if plan.exists() else {}
-  new = [Job(model, 0, *place) for model in models if model not in steps_of]
-  for _, seconds in trainings.on_cores(
-    seconds_per_step, [new] if new else [], processes=options.processes
-  ):
-    steps_of |= {model: round(60 * options.minutes / each) for model, each in seconds.items()}
-    options.folder.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps(steps_of))
+  configs = {model: config(Job(model, 0, *place)) for model in models}
+  steps_of = trainings.steps_in(options.minutes, configs, options.folder)
   return [
     Job(model, seed, *place, steps_of[model])
     for seed, model in itertools.product(range(seeds), models)
   ]
-
-
-def seconds_per_step(jobs: Sequence[Job], steps_at_once: int = 10) -> dict[str, float]:
-  """CPU seconds of a training step of every job's model, measured in turns."""
-
-  def stepper(job: Job) -> Callable[[], Any]:
-    model = build.model(config(job))
-    step = functools.partial(
-      steps.train_step,
-      network=model.network,
-      objective=model.objective,
-      optimizer=model.optimizer,
-      microbatches=1,
-      seed=model.seed,
-    )
-    arrays = next(
-      data.evaluation_batches(model.dataset.split("train"), batch_size=model.run.batch_size)
-    )
-    with partitioning.use(model.mesh):
-      state, batch = train_state.initial(model), partitioning.put_batch(model.mesh, arrays)
-      compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-
-    def take() -> Any:
-      nonlocal state
-      for _ in range(steps_at_once):
-        state, sums = compiled(state, batch)
-      return sums
-
-    return take
-
-  functions = {job.model: stepper(job) for job in jobs}
-  seconds = timing.interleave(functions, rounds=5, clock=time.process_time)
-  return {name: float(np.median(each)) / steps_at_once for name, each in seconds.items()}
 
 
 def finish(job: Job) -> dict[str, Any]:

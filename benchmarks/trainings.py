@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from benchmarks import timing
+from md4vmd import build, data, partitioning, steps, train_state
 
 
 def on_cores(
@@ -33,6 +39,54 @@ def _stay_on_core(cores: Any) -> None:
   core = cores.get()
   if core is not None:
     os.sched_setaffinity(0, {core})
+
+
+def steps_in(minutes: float, configs: Mapping[str, Any], folder: pathlib.Path) -> dict[str, int]:
+  """How many training steps of each model fit into so many minutes of one core.
+
+  They are measured in turns, so that a busy machine slows all models alike, and kept in the folder;
+  only those that are not there are measured.
+  """
+  plan = folder / f"steps-{minutes:g}min.json"
+  steps_of = json.loads(plan.read_text()) if plan.exists() else {}
+  new = {name: made for name, made in configs.items() if name not in steps_of}
+  for _, seconds in on_cores(seconds_per_step, [new] if new else [], processes=1):
+    steps_of |= {name: round(60 * minutes / each) for name, each in seconds.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps(steps_of))
+  return steps_of
+
+
+def seconds_per_step(configs: Mapping[str, Any], steps_at_once: int = 10) -> dict[str, float]:
+  """CPU seconds of a training step of every config's model, measured in turns."""
+
+  def stepper(made: Any) -> Callable[[], Any]:
+    model = build.model(made)
+    step = functools.partial(
+      steps.train_step,
+      network=model.network,
+      objective=model.objective,
+      optimizer=model.optimizer,
+      microbatches=model.run.microbatches,
+      seed=model.seed,
+    )
+    examples = model.dataset.split(model.dataset.train_split)
+    arrays = next(data.evaluation_batches(examples, batch_size=model.run.batch_size))
+    with partitioning.use(model.mesh):
+      state, batch = train_state.initial(model), partitioning.put_batch(model.mesh, arrays)
+      compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+    def take() -> Any:
+      nonlocal state
+      for _ in range(steps_at_once):
+        state, sums = compiled(state, batch)
+      return sums
+
+    return take
+
+  functions = {name: stepper(made) for name, made in configs.items()}
+  seconds = timing.interleave(functions, rounds=5, clock=time.process_time)
+  return {name: float(np.median(each)) / steps_at_once for name, each in seconds.items()}
 
 
 def kept(workdir: pathlib.Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
