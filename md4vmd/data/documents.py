@@ -138,10 +138,11 @@ def _objects(path, field, progress):
 
 def _rows(path, field, progress):
   parquet = extra("pyarrow.parquet", "to read parquet files")
+  if path.suffix.lower() != ".parquet":
+    raise ValueError(f"{path}: parquet files are compressed inside; decompress it")
   with _stream(path) as (stream, _):
-    whole = stream if path.suffix.lower() == ".parquet" else io.BytesIO(stream.read())
     try:
-      table = parquet.ParquetFile(whole)
+      table = parquet.ParquetFile(stream)
       if field not in table.schema_arrow.names:
         names = ", ".join(table.schema_arrow.names)
         raise ValueError(f"there is no column '{field}'; it has: {names[:200]}")

@@ -56,6 +56,9 @@ def test_tables_are_read_row_by_row(tmp_path, monkeypatch):
   (tmp_path / "b.parquet").write_bytes(b"PAR1 is no table")
   with pytest.raises(ValueError, match=r"b\.parquet"):
     read(tmp_path / "b.parquet")
+  (tmp_path / "c.parquet.gz").write_bytes(gzip.compress(b"a"))
+  with pytest.raises(ValueError, match="parquet files are compressed inside"):
+    read(tmp_path / "c.parquet.gz")
 
 
 def test_zst_files_are_read(tmp_path):
