@@ -15,37 +15,22 @@ when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
 import dataclasses
-import hashlib
-import itertools
-import multiprocessing
 import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from md4vmd.data import corpora, documents, shards, tokenizers
+from md4vmd.data import corpora, documents, pieces, shards, tokenizers
 from md4vmd.data.base import require
+from md4vmd.data.workers import Workers
 
-# Named and versioned: which documents are held out for validation.
-#   md4: those whose SHA-256 is 0 modulo 50, about 2 %; equal documents fall on the same side.
-#   mdlm: the last 100,000 documents.
-#   files: those of the files that --valid names.
-CONVENTIONS = {"md4": "md4-v1", "mdlm": "mdlm-v1", "files": "files-v1"}
-_ONE_IN = 50
-_LAST = 100_000
-_PIECE = 2**20  # characters of a piece
 _SHARD = 32_768  # examples of a shard
-_SPLITS = ("train", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Options:
     out: folder of the result.
     tokenizer: name of a tokenizer, see `tokenizers.make`.
     length: L, tokens of an example.
-    split: validation documents, one of CONVENTIONS.
+    split: validation documents, one of `pieces.CONVENTIONS`.
     valid: glob patterns of the validation files, for the split "files".
     unit: what a document of plain text is.
     field: name of the text in JSON objects and tables.
@@ -84,7 +69,7 @@ class Options:
     require(self.length > 1, "must be at least 2", length=self.length)
     require(self.workers > 0, "must be positive", workers=self.workers)
     for key, known in {
-      "split": CONVENTIONS,
+      "split": pieces.CONVENTIONS,
       "unit": documents.UNITS,
       "detokenizer": corpora.DETOKENIZERS,
     }.items():
@@ -96,14 +81,6 @@ class Options:
       split=self.split,
       valid=self.valid,
     )
-
-
-class Piece(NamedTuple):
-  """Consecutive documents: the number of the piece, their texts, and whether all are held out."""
-
-  number: int
-  texts: list[str]
-  is_valid: bool
 
 
 class Cut(NamedTuple):
@@ -136,7 +113,7 @@ def prepare(options: Options) -> dict[str, Any]:
   else:
     tokenizer.save(work / shards.TOKENIZER)
     shards.write_json(work / "plan.json", plan)
-  with _Workers(options.workers) as workers:
+  with Workers(options.workers) as workers:
     counts = _tokenize(options, work, workers)
     splits = _cut(options, plan, tokenizer, work, counts, workers)
   tokenizer.save(work / shards.TOKENIZER)
@@ -172,7 +149,7 @@ def _plan(options: Options, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     listed |= {"hub_config": options.hub_config, "hub_split": options.hub_split}
   return listed | {
     "source": source,
-    "convention": CONVENTIONS[options.split],
+    "convention": pieces.CONVENTIONS[options.split],
     "tokenizer_sha256": tokenizer.hash,
     "length": options.length,
     "unit": options.unit,
@@ -196,18 +173,18 @@ def _require_same(found: Any, plan: dict[str, Any], out: Path) -> None:
 # The first pass: pieces.
 
 
-def _tokenize(options: Options, work: Path, workers: _Workers) -> dict[str, int]:
+def _tokenize(options: Options, work: Path, workers: Workers) -> dict[str, int]:
   """Writes the files of all pieces that are missing; counts pieces and empty documents."""
   done = work / "pieces.json"
   if done.exists():
     return shards.read_json(done)
   counts = {"pieces": 0, "empty": 0}
-  is_there = lambda piece: _piece_file(work, piece.number).exists()
+  is_there = lambda piece: pieces.file_of(work, piece.number).exists()
   tokens, start = 0, time.perf_counter()
   with tqdm(total=_input_bytes(options), disable=None, unit="B", unit_scale=True) as progress:
-    pieces = _pieces(_documents(options, progress), counts)
-    jobs = ((work, piece, options.detokenizer) for piece in pieces if not is_there(piece))
-    for written in workers.run(_write_piece, jobs):
+    grouped = pieces.group(_documents(options, progress), counts)
+    jobs = ((work, piece, options.detokenizer) for piece in grouped if not is_there(piece))
+    for written in workers.run(pieces.write, jobs):
       tokens += written
       progress.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
   if tokens:
@@ -243,132 +220,19 @@ def _input_bytes(options: Options) -> int | None:
   return sum(path.stat().st_size for each in patterns for path in documents.files(each))
 
 
-def _pieces(texts: Iterable[tuple[str, bool]], counts: dict[str, int]) -> Iterator[Piece]:
-  """Runs of documents of the same kind; counts them and the empty documents, which are left out."""
-  for is_valid, group in itertools.groupby(texts, key=lambda pair: pair[1]):
-    held, size = [], 0
-    for text, _ in group:
-      if not text.strip():
-        counts["empty"] += 1
-        continue
-      held.append(text)
-      size += len(text)
-      if size >= _PIECE:
-        yield Piece(counts["pieces"], held, is_valid)
-        counts["pieces"] += 1
-        held, size = [], 0
-    if held:
-      yield Piece(counts["pieces"], held, is_valid)
-      counts["pieces"] += 1
-
-
-def _piece_file(work: Path, number: int) -> Path:
-  return work / f"piece-{number:07d}.npz"
-
-
-def _write_piece(job: tuple[Path, Piece, str]) -> int:
-  """Writes the tokens of a piece, the ends of its documents and what is held out; their number."""
-  work, piece, detokenizer = job
-  tokenizer = _tokenizer(work / shards.TOKENIZER)
-  rule = corpora.DETOKENIZERS[detokenizer]
-  ids = tokenizer.encode_batch([rule(text) for text in piece.texts])
-  tokens_N = np.concatenate([part for x_N in ids for part in (x_N, [tokenizer.eos])])
-  digests = [hashlib.sha256(text.encode()).digest() for text in piece.texts]
-  is_valid_D = [int.from_bytes(digest, "big") % _ONE_IN == 0 for digest in digests]
-  file = _piece_file(work, piece.number)
-  partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-  with partial.open("wb") as stream:
-    np.savez(
-      stream,
-      tokens_N=tokens_N.astype(shards.token_dtype(tokenizer.vocab_size)),
-      ends_D=np.cumsum([len(x_N) + 1 for x_N in ids]),
-      is_hashed_valid_D=np.array(is_valid_D),
-      is_valid_file=np.array(piece.is_valid),
-    )
-  shards.publish(partial, file)
-  return len(tokens_N)
-
-
-_made: dict[Path, tokenizers.Tokenizer] = {}
-
-
-def _tokenizer(file: Path) -> tokenizers.Tokenizer:
-  """The tokenizer of a preparation, made once in a process."""
-  if file not in _made:
-    _made.clear()
-    _made[file] = tokenizers.load(file)
-  return _made[file]
-
-
 # The second pass: shards.
-
-
-class _Stream:
-  """The tokens of each split, in the pieces that hold them."""
-
-  def __init__(self, work: Path, pieces: int, convention: str):
-    self._work, self._convention = work, convention
-    self._first_D = [0]  # number of the first document of every piece, and of all documents
-    for number in range(pieces):
-      with self._piece(number) as piece:
-        self._first_D.append(self._first_D[-1] + len(piece["ends_D"]))
-    self.documents = dict.fromkeys(_SPLITS, 0)
-    self._starts = {split: [0] for split in _SPLITS}
-    for number in range(pieces):
-      with self._piece(number) as piece:
-        is_valid_D, size_D = self._is_valid(number, piece), np.diff(piece["ends_D"], prepend=0)
-      for split, is_in_D in zip(_SPLITS, (~is_valid_D, is_valid_D), strict=True):
-        self.documents[split] += int(is_in_D.sum())
-        self._starts[split].append(self._starts[split][-1] + int(size_D[is_in_D].sum()))
-
-  def size(self, split: str) -> int:
-    """Tokens of a split."""
-    return self._starts[split][-1]
-
-  def _piece(self, number: int) -> Any:
-    return np.load(_piece_file(self._work, number), allow_pickle=False)
-
-  def _is_valid(self, number: int, piece: Any) -> np.ndarray:
-    """True at the documents of a piece that are held out."""
-    if self._convention == "md4":
-      return piece["is_hashed_valid_D"]
-    count = len(piece["ends_D"])
-    if self._convention == "files":
-      return np.full(count, bool(piece["is_valid_file"]))
-    return self._first_D[number] + np.arange(count) >= self._first_D[-1] - _LAST
-
-  def _tokens(self, number: int, split: str) -> np.ndarray:
-    """The tokens of a split in a piece."""
-    with self._piece(number) as piece:
-      is_in_D = self._is_valid(number, piece) == (split == "valid")
-      return piece["tokens_N"][np.repeat(is_in_D, np.diff(piece["ends_D"], prepend=0))]
-
-  def examples(self, split: str, start: int, stop: int, length: int) -> Iterator[np.ndarray]:
-    """Tokens [start, stop) of a split, `length` at a time; the last may be shorter."""
-    starts = self._starts[split]
-    held = np.zeros(0, np.uint16)
-    for number in range(len(starts) - 1):
-      first, last = max(start, starts[number]), min(stop, starts[number + 1])
-      if first >= last:
-        continue
-      tokens_N = self._tokens(number, split)[first - starts[number] : last - starts[number]]
-      held = np.concatenate([held, tokens_N]) if len(held) else tokens_N
-      whole = len(held) // length * length
-      yield from held[:whole].reshape(-1, length)
-      held = held[whole:]
-    if len(held):
-      yield held
 
 
 def _cut(options, plan, tokenizer, work, counts, workers) -> dict[str, Any]:
   """Writes the shards that are missing; the part of the manifest that lists them."""
-  stream = _Stream(work, counts["pieces"], options.split)
+  stream = pieces.Stream(work, counts["pieces"], options.split)
   if options.split == "mdlm":
     total = sum(stream.documents.values())
-    require(total > _LAST, f"'mdlm' holds out {_LAST:,} documents; use 'md4'", documents=total)
+    last = pieces.LAST
+    require(total > last, f"'mdlm' holds out {last:,} documents; use 'md4'", documents=total)
   splits: dict[str, Any] = {}
   cuts: list[Cut] = []
-  for split in _SPLITS:
+  for split in pieces.SPLITS:
     size, length = stream.size(split), options.length
     dropped = size % length if split == "train" else 0
     examples = -(-(size - dropped) // length)
@@ -393,7 +257,7 @@ def _cut(options, plan, tokenizer, work, counts, workers) -> dict[str, Any]:
   with tqdm(total=len(cuts), initial=made, disable=None, unit="shard") as progress:
     for _ in workers.run(_write_shard, jobs):
       progress.update()
-  for split in _SPLITS:
+  for split in pieces.SPLITS:
     records = [_record(work, cut) for cut in cuts if cut.split == split]
     splits[split]["shards"] = [shards.read_json(record) for record in records]
   return splits
@@ -404,60 +268,11 @@ def _record(work: Path, cut: Cut) -> Path:
   return work / f"{cut.file.name}.json"
 
 
-def _write_shard(job: tuple[_Stream, Cut, int, Path]) -> None:
+def _write_shard(job: tuple[pieces.Stream, Cut, int, Path]) -> None:
   stream, cut, length, work = job
   examples = stream.examples(cut.split, cut.start, cut.stop, length)
   shard = shards.write_shard(cut.file, examples, work)
   shards.write_json(_record(work, cut), shard._asdict())
-
-
-# Processes.
-
-
-class _Workers:
-  """Runs a function over jobs in order, in other processes if there are to be several."""
-
-  def __init__(self, count: int):
-    self._count = count
-    self._pool: concurrent.futures.ProcessPoolExecutor | None = None
-
-  def __enter__(self):
-    if self._count > 1:
-      context = multiprocessing.get_context("spawn")
-      self._pool = concurrent.futures.ProcessPoolExecutor(
-        self._count, mp_context=context, initializer=_begin
-      )
-    return self
-
-  def __exit__(self, *error):
-    if self._pool is not None:
-      self._pool.shutdown(cancel_futures=True)
-
-  def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-    """The results in order; a few jobs are read ahead and no more, so that memory is bounded."""
-    if self._pool is None:
-      yield from map(function, jobs)
-      return
-    pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    for job in jobs:
-      pending.append(self._pool.submit(function, job))
-      if len(pending) > 2 * self._count:
-        yield pending.popleft().result()
-    while pending:
-      yield pending.popleft().result()
-
-
-def _begin() -> None:
-  """A worker keeps to one core, and ends when the process that started it does."""
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def watch():
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(text: str) -> None:
@@ -478,7 +293,9 @@ def main(arguments: list[str] | None = None) -> None:
   add("--tokenizer", required=True, help="bytes, characters[:FILE], gpt2:FOLDER or FILE.json")
   add("--length", type=int, help="tokens of an example (1024)")
   add(
-    "--split", choices=list(CONVENTIONS), help="documents held out: 2 %%, the last 100k, or files"
+    "--split",
+    choices=list(pieces.CONVENTIONS),
+    help="documents held out: 2 %%, the last 100k, or files",
   )
   add("--valid", help="files held out, for --split=files")
   add("--unit", choices=documents.UNITS, help="what a document of plain text is (file)")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from md4vmd.data import prepare_text, shards
+from md4vmd.data import pieces, prepare_text, shards
 from md4vmd.data.prepare_text import Options
 from md4vmd.data.tokens import Tokens
 
@@ -30,7 +30,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-  monkeypatch.setattr(prepare_text, "_PIECE", 400)
+  monkeypatch.setattr(pieces, "SIZE", 400)
   monkeypatch.setattr(prepare_text, "_SHARD", 50)
 
 
@@ -86,21 +86,21 @@ def test_the_md4_split_is_a_function_of_the_text_of_each_document(corpus, tmp_pa
 
 @pytest.mark.usefixtures("small_parts")
 def test_the_mdlm_split_is_the_last_documents(corpus, tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare_text, "_LAST", 7)
+  monkeypatch.setattr(pieces, "LAST", 7)
   texts = words(20)
   prepare_text.prepare(Options(corpus(texts), tmp_path / "out", "bytes", 8, split="mdlm"))
   assert tokens_of(tmp_path / "out", "valid", 8) == joined(texts[-7:])
-  monkeypatch.setattr(prepare_text, "_LAST", 20)
+  monkeypatch.setattr(pieces, "LAST", 20)
   with pytest.raises(ValueError, match="documents=20: 'mdlm' holds out 20 documents; use 'md4'"):
     prepare_text.prepare(Options(corpus(texts), tmp_path / "b", "bytes", 8, split="mdlm"))
 
 
 def test_neither_workers_nor_the_size_of_pieces_change_a_byte(corpus, tmp_path, monkeypatch):
   source = corpus(words(300))
-  monkeypatch.setattr(prepare_text, "_PIECE", 500)
+  monkeypatch.setattr(pieces, "SIZE", 500)
   for workers in (1, 2):
     prepare_text.prepare(Options(source, tmp_path / f"{workers}", "bytes", 8, workers=workers))
-  monkeypatch.setattr(prepare_text, "_PIECE", 77)
+  monkeypatch.setattr(pieces, "SIZE", 77)
   prepare_text.prepare(Options(source, tmp_path / "77", "bytes", 8))
   files = files_of(tmp_path / "1")
   assert len(files) == 4
@@ -109,8 +109,8 @@ def test_neither_workers_nor_the_size_of_pieces_change_a_byte(corpus, tmp_path, 
 
 _KILLED = """
 import os, pathlib, random, signal, sys, time
-from md4vmd.data import prepare_text
-prepare_text._PIECE, prepare_text._SHARD = 300, 80
+from md4vmd.data import pieces, prepare_text
+pieces.SIZE, prepare_text._SHARD = 300, 80
 source, whole, out = sys.argv[1:]
 run = lambda out: prepare_text.prepare(prepare_text.Options(source, pathlib.Path(out), "bytes", 8))
 start = time.perf_counter()
