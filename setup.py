@@ -37,7 +37,7 @@ setuptools.setup(
   extras_require={
     "gpu": ["jax[cuda12]>=0.8,<0.13"],
     "tpu": ["jax[tpu]>=0.8,<0.13"],
-    "prepare": ["datasets>=4"],
+    "prepare": ["datasets>=4", "pyarrow>=15", "zstandard>=0.22"],
     "report": ["matplotlib>=3.8"],
     "test": [
       "pytest>=8",

@@ -74,6 +74,35 @@ def importance_nats(nats_NxK: np.ndarray) -> np.ndarray:
   return math.log(nats_NxK.shape[1]) - np.logaddexp.reduce(-nats_NxK, axis=1)
 
 
+def draws_report(prefix: str, nats_NxK: np.ndarray, tokens_N: np.ndarray) -> dict[str, float]:
+  """What more draws would buy: the noise of one draw, and the standard error with 4 K of them.
+
+  With residuals d_nk = nats_nk - mean * tokens_n, W^2 the mean over examples of their variance over
+  draws and S^2 the variance of their means, examples themselves vary by B^2 = S^2 - W^2 / K, and
+  K' draws have the standard error sqrt((B^2 + W^2 / K') / N). Draws count as independent; spread
+  over a grid they do no worse. Nothing where K is 1, or nothing is random.
+
+  Args:
+    prefix: split and quantity, such as "valid/nelbo".
+    nats_NxK: nats of each example by draw.
+    tokens_N: scored tokens of each example.
+  """
+  count, draws = nats_NxK.shape
+  per_example = float(tokens_N.mean())
+  mean = float(nats_NxK.mean(1).sum()) / float(tokens_N.sum())
+  residual_NxK = nats_NxK - mean * tokens_N[:, None]
+  within = float(residual_NxK.var(1, ddof=1).mean()) if draws > 1 else 0.0
+  if count < 2 or within == 0.0:
+    return {}
+  between = max(float(residual_NxK.mean(1).var(ddof=1)) - within / draws, 0.0)
+  error = lambda k: math.sqrt((between + within / k) / count) / per_example
+  return {
+    f"{prefix}_nats_per_token_deviation_of_a_draw": math.sqrt(within) / per_example,
+    f"{prefix}_nats_per_token_deviation_of_examples": math.sqrt(between) / per_example,
+    f"{prefix}_nats_per_token_standard_error_with_4x_draws": error(4 * draws),
+  }
+
+
 def likelihood_report(
   split: str, nats_N: np.ndarray, tokens_N: np.ndarray, *, unit: str
 ) -> dict[str, float]:

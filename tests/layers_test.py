@@ -41,6 +41,8 @@ OWNERS = {
   "PIL": ("pictures",),
   "matplotlib": ("report",),
   "grain": ("data",),
+  "array_record": ("data",),
+  "tokenizers": ("data",),
   "optax": ("optim", "steps"),
   "absl": ("main", "checkpoints"),
 }

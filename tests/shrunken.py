@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from md4vmd.data import sudoku_rules
+from md4vmd.data import prepare_text, sudoku_rules
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS, BATCH = 6, 8
@@ -32,6 +32,16 @@ LIKE_ANOTHER = {
   ("synthetic", "vmd-pairs"),
   ("synthetic", "vmd-pairs_skewed"),
   ("synthetic", "vmd-d2"),
+  ("owt", "md4"),
+  ("owt", "md4-medium"),
+  ("owt", "genmd4"),
+  ("owt", "vmd"),
+  ("owt", "sedd"),
+  ("owt", "ar"),
+  ("owt", "block4"),
+  ("owt", "block8"),
+  ("owt", "block16"),
+  ("owt", "lm1b"),
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),
@@ -87,6 +97,9 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
     full.data.update({"path": path or str(write_puzzles(folder)), "valid_fraction": 0.25})
   elif full.data.name == "text":
     full.data.update({"path": path or str(write_text(folder)), "length": 16})
+  elif full.data.name == "tokens":
+    full.data.update({"path": path or str(prepare_bytes(folder)), "length": 16})
+    full.evaluators.zero_shot.update({"sets": (f"ag_news={folder / 'lines.txt'}",), "limit": 8})
   return full
 
 
@@ -112,6 +125,16 @@ def write_text(folder: pathlib.Path, count: int = 2950) -> pathlib.Path:
   path = folder / "words.txt"
   path.write_text(text)
   return path
+
+
+def prepare_bytes(folder: pathlib.Path, count: int = 100) -> pathlib.Path:
+  """Lines of words, lines.txt, prepared as bytes in examples of 16."""
+  words = write_text(folder, 30 * count).read_text()
+  lines = [words[i : i + 30] for i in range(0, len(words), 30)]
+  (folder / "lines.txt").write_text("\n".join(lines) + "\n")
+  source, out = str(folder / "lines.txt"), folder / "prepared"
+  prepare_text.prepare(prepare_text.Options(source, out, "bytes", 16, unit="line"))
+  return out
 
 
 def quick_compilation(folder: pathlib.Path) -> Iterator[None]:

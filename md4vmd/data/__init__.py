@@ -10,7 +10,14 @@ from md4vmd.data.sudoku import Sudoku
 from md4vmd.data.sudoku_csv import SudokuCsv
 from md4vmd.data.synthetic import Synthetic
 from md4vmd.data.text import Text
+from md4vmd.data.tokens import Tokens
 
-TABLE = {"sudoku": Sudoku, "sudoku_csv": SudokuCsv, "synthetic": Synthetic, "text": Text}
+TABLE = {
+  "sudoku": Sudoku,
+  "sudoku_csv": SudokuCsv,
+  "synthetic": Synthetic,
+  "text": Text,
+  "tokens": Tokens,
+}
 
 __all__ = ["TABLE", "Dataset", "Source", "evaluation_batches", "train_batches"]

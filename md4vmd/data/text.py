@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from md4vmd.data import documents
 from md4vmd.data.base import Alphabet, Dataset, Item, Source, require
+from md4vmd.data.tokenizers import TEXT8
 
-TEXT8 = " abcdefghijklmnopqrstuvwxyz"
 _TEXT8_CHARACTERS = 100_000_000
 _PAIRS_AT_ONCE = 10_000_000
 _UNSEEN = 255  # stands for a character without a token while a file is being read
@@ -153,17 +153,13 @@ def read_characters(file: Path) -> np.ndarray:
       f"no text file at {str(file)!r}: correct the path; text8 is on Matt Mahoney's page about the"
       " large text compression benchmark, zipped, and is used unzipped"
     )
-  try:
+  with documents.reading(file):
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
       raw = stream.read()
     codes_N = np.frombuffer(raw, np.uint8)
     if codes_N.max(initial=0) < 128:
       return codes_N
     return np.frombuffer(raw.decode("utf-8").encode("utf-32-le"), "<u4")
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise ValueError(f"{file}: the gzip file is cut short or damaged; fetch it again") from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{file}: not utf-8 at byte {error.start}; convert it") from error
 
 
 def _is_text8(codes_N: np.ndarray) -> bool:

@@ -1,5 +1,6 @@
 """Measurements of a model. A new evaluator is one file and one line of TABLE."""
 
+from md4vmd.evaluators.answers import Answers
 from md4vmd.evaluators.any_order import AnyOrder
 from md4vmd.evaluators.blocks import Blocks
 from md4vmd.evaluators.exact import Exact
@@ -8,6 +9,7 @@ from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
 from md4vmd.evaluators.sudoku import Sudoku
 from md4vmd.evaluators.token_power import TokenPower
+from md4vmd.evaluators.zero_shot import ZeroShot
 
 TABLE = {
   "likelihood": Likelihood,
@@ -18,4 +20,6 @@ TABLE = {
   "latent": LatentUse,
   "sudoku": Sudoku,
   "token_power": TokenPower,
+  "zero_shot": ZeroShot,
+  "answers": Answers,
 }

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import data, forward, metrics, networks, partitioning, rngs
+from md4vmd import forward, metrics, networks, rngs
 from md4vmd.build import Model, require_all, require_one_schedule
+from md4vmd.evaluators import walk
 from md4vmd.interfaces import Batch, ModelFns, Schedule
 
 
@@ -96,23 +97,13 @@ class AnyOrder:
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Both bounds of the split in nats and bits per token, with standard errors over examples."""
     del step
-    nats, tokens = [], []
-    for arrays in data.evaluation_batches(
-      self.source,
-      batch_size=self.model.run.batch_size,
-      limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    ):
-      batch = partitioning.put_batch(self.model.mesh, arrays)
+
+    def measure(batch):
       of_orders = [self._nats(params, batch, jnp.int32(k)) for k in range(self.orders)]
-      *nats_KxB, tokens_B, weight_B = partitioning.to_host(
-        (*of_orders, batch.tokens_B, batch.weight_B)
-      )
-      nats.append(np.stack(nats_KxB, axis=-1)[weight_B > 0])
-      tokens.append(tokens_B[weight_B > 0])
-    nats_NxK = np.concatenate(nats).astype(np.float64)
-    tokens_N = np.concatenate(tokens).astype(np.float64)
+      return jnp.stack(of_orders, axis=-1), batch.tokens_B
+
+    measured = walk.over(self.model, self.source, measure, limit=self.limit)
+    nats_NxK, tokens_N = (array.astype(np.float64) for array in measured)
     figures: dict[str, Any] = {}
     bounds = {"nelbo": nats_NxK.mean(1), "importance": metrics.importance_nats(nats_NxK)}
     for name, nats_N in bounds.items():

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import collections
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import data, metrics, partitioning, steps
+from md4vmd import data, metrics, steps
 from md4vmd.build import Model
+from md4vmd.evaluators import walk
 
 
-class Likelihood:
-  """Mean bound per token, with fixed draws: the same figures from any batch size or mesh.
+class Bounds(NamedTuple):
+  """Bounds of N examples in float64: "nelbo" and its parts in nats by draw, and tokens scored."""
+
+  nats_NxK: dict[str, np.ndarray]
+  tokens_N: np.ndarray
+
+
+class Scorer:
+  """The bound that a model reports, for any examples: one program for all evaluators.
+
+  Draws are fixed: the same figures from any batch size or mesh.
 
   Args:
     model: what the config built; the objective decides which bound is reported, and where it
       depends on the sampler it is that of config.sampler.
-    split: the split that is scored.
-    draws: draws of time and mask per example, spread evenly over the estimator's grid.
-    limit: score only the first examples; None scores all.
+    draws: K, draws of time and mask per example, spread evenly over the estimator's grid.
+
+  Raises:
+    ValueError: draws is below 1.
   """
 
-  def __init__(self, model: Model, split: str = "valid", draws: int = 1, limit: int | None = None):
+  def __init__(self, model: Model, draws: int):
     if draws < 1:
-      raise ValueError(f"evaluators.likelihood.draws is {draws}; it must be at least 1")
-    self.model, self.split, self.draws, self.limit = model, split, draws, limit
-    self.source = model.dataset.split(split)
+      raise ValueError(f"evaluators: draws is {draws}; it must be at least 1")
+    self.model, self.draws = model, draws
     sampling = model.sampling
     self.objective = model.objective.bound(len(sampling.times) - 1, sampling.grid)
     self._bound = jax.jit(
@@ -42,30 +51,48 @@ class Likelihood:
       )
     )
 
+  def score(self, params: Any, source: data.Source, limit: int | None = None) -> Bounds:
+    """The bounds of a source, or of its first `limit` examples."""
+
+    def measure(batch):
+      drawn = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]
+      return jax.tree.map(lambda *each_B: jnp.stack(each_B, axis=-1), *drawn), batch.tokens_B
+
+    nats_NxK, tokens_N = walk.over(self.model, source, measure, limit=limit)
+    return Bounds(*jax.tree.map(lambda leaf: leaf.astype(np.float64), (nats_NxK, tokens_N)))
+
+  @property
+  def convention(self) -> str:
+    """What the figures are, in words."""
+    return f"{self.objective.convention}; clues and padding are not scored"
+
+
+class Likelihood:
+  """Mean bound per token of a split.
+
+  Args:
+    model: what the config built.
+    split: the split that is scored.
+    draws: draws per example, see `Scorer`.
+    limit: score only the first examples; None scores all.
+  """
+
+  def __init__(self, model: Model, split: str = "valid", draws: int = 1, limit: int | None = None):
+    self.model, self.split, self.limit = model, split, limit
+    self.source = model.dataset.split(split)
+    self.scorer = Scorer(model, draws)
+
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Figures of the split: bits per token with standard error, perplexity, tokens scored."""
     del step
-    nats, tokens, parts = [], [], collections.Counter()
-    for arrays in data.evaluation_batches(
-      self.source,
-      batch_size=self.model.run.batch_size,
-      limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    ):
-      batch = partitioning.put_batch(self.model.mesh, arrays)
-      drawn = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]
-      means = jax.tree.map(lambda *each_B: sum(each_B) / self.draws, *drawn)
-      means, tokens_B, weight_B = partitioning.to_host((means, batch.tokens_B, batch.weight_B))
-      nats.append(means.pop("nelbo")[weight_B > 0])
-      parts.update({name: float(part_B[weight_B > 0].sum()) for name, part_B in means.items()})
-      tokens.append(tokens_B[weight_B > 0])
+    bounds = self.scorer.score(params, self.source, self.limit)
+    parts = {name: float(part_NxK.mean(1).sum()) for name, part_NxK in bounds.nats_NxK.items()}
+    nats_NxK = bounds.nats_NxK["nelbo"]
     figures = metrics.likelihood_report(
-      self.split,
-      np.concatenate(nats).astype(np.float64),
-      np.concatenate(tokens).astype(np.float64),
-      unit=self.model.dataset.unit,
+      self.split, nats_NxK.mean(1), bounds.tokens_N, unit=self.model.dataset.unit
     )
+    figures |= metrics.draws_report(f"{self.split}/nelbo", nats_NxK, bounds.tokens_N)
+    del parts["nelbo"]
     if len(parts) > 1:
       for name, part_nats in parts.items():
         scored = figures[f"{self.split}/tokens"]
@@ -77,5 +104,4 @@ class Likelihood:
     elif self.limit is None:
       examples, tokens = (figures[f"{self.split}/{unit}"] for unit in ("examples", "tokens"))
       figures |= metrics.report(self.split, "exact_entropy", entropy_nats * examples, tokens)
-    convention = f"{self.objective.convention}; clues and padding are not scored"
-    return figures | {"convention": convention, "draws": self.draws}
+    return figures | {"convention": self.scorer.convention, "draws": self.scorer.draws}

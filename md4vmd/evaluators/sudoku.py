@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 
-from md4vmd import build, data, partitioning, rngs, samplers, steps
+from md4vmd import build, rngs, samplers, steps
 from md4vmd.data.sudoku_rules import is_solved
+from md4vmd.evaluators import walk
 
 
 class Sudoku:
@@ -65,31 +65,21 @@ class Sudoku:
     return figures | {"convention": "solved: valid grid that keeps the clues"}
 
   def _run_split(self, split, params):
-    solved: dict[tuple[str, int], list[np.ndarray]] = {solver: [] for solver in self._solvers}
-    clues, puzzles = 0, 0
-    batches = data.evaluation_batches(
-      self.model.dataset.split(split),
-      batch_size=self.model.run.batch_size,
-      limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    source = self.model.dataset.split(split)
+    if "given" not in source[0]:
+      raise ValueError(
+        f"evaluators.sudoku: the split '{split}' has no clues; score a split with puzzles"
+      )
     key = rngs.stream(self.model.seed, 0, "sudoku")
-    for arrays in batches:
-      if "given_BxL" not in arrays:
-        raise ValueError(
-          f"evaluators.sudoku: the split '{split}' has no clues; score a split with puzzles"
-        )
-      batch = partitioning.put_batch(self.model.mesh, arrays)
-      host = partitioning.to_host(batch)
-      is_real_B = host.weight_B > 0
-      clues += int(host.given_BxL[is_real_B].sum())
-      puzzles += int(is_real_B.sum())
-      for solver, solve in self._solvers.items():
-        board_BxL = partitioning.to_host(solve(params, batch, key).x_BxL)
-        solved[solver].append(is_solved(board_BxL, host.x_BxL, host.given_BxL)[is_real_B])
+
+    def measure(batch):
+      boards = {solver: solve(params, batch, key).x_BxL for solver, solve in self._solvers.items()}
+      return boards, batch.x_BxL, batch.given_BxL
+
+    boards, x_NxL, given_NxL = walk.over(self.model, source, measure, limit=self.limit)
+    clues, puzzles = int(given_NxL.sum()), len(x_NxL)
     figures = {
-      f"{split}/solved_{order}_nfe{count}": float(np.concatenate(hits).mean())
-      for (order, count), hits in solved.items()
+      f"{split}/solved_{order}_nfe{count}": float(is_solved(board_NxL, x_NxL, given_NxL).mean())
+      for (order, count), board_NxL in boards.items()
     }
     return figures | {f"{split}/puzzles": puzzles, f"{split}/clues_mean": clues / puzzles}

@@ -1,0 +1,185 @@
+import dataclasses
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from md4vmd import build, metrics, objectives, partitioning
+from md4vmd.evaluators import Answers, ZeroShot
+from md4vmd.evaluators.answers import conditional_bounds
+from md4vmd.evaluators.likelihood import Scorer
+from tests import shrunken, toys
+from tests.evaluators_test import Fake
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+V, E = 257, 256
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """A model of bytes in sequences of 16, in batches of 8."""
+  config = shrunken.config("owt", "small", folder=tmp_path_factory.mktemp("data"))
+  return build.model(config)
+
+
+def knows(model, log_odds, **changes):
+  """The model whose predictions are the same everywhere; its nats by token."""
+  logits_V = np.zeros(V)
+  for mark, value in log_odds.items():
+    logits_V[mark] = value
+  nats_V = np.log(np.exp(logits_V).sum()) - logits_V
+  fake = Fake(toys.constant(np.tile(logits_V, (16, 1)).astype(np.float32)))
+  return dataclasses.replace(model, network=fake, **changes), nats_V
+
+
+def run(evaluator, params=None):
+  with partitioning.use(evaluator.model.mesh):
+    return evaluator.run(0, params or {})
+
+
+@pytest.fixture
+def sets(tmp_path):
+  """Three passages of LAMBADA and three lines of news, as name=path."""
+  (tmp_path / "lambada.txt").write_text("one ee\ntwo e e\nthree x\n")
+  (tmp_path / "news.jsonl").write_text(
+    "".join(json.dumps({"text": text}) + "\n" for text in ("abcdefgh", "ijklmnop", "qrst"))
+  )
+  return {"lambada": tmp_path / "lambada.txt", "ag_news": tmp_path / "news.jsonl"}
+
+
+def named(sets, *names):
+  return tuple(f"{name}={sets[name]}" for name in names)
+
+
+def test_the_score_of_three_documents_by_hand(text, sets):
+  model, nats_V = knows(text, {ord("a"): 2.0, E: 1.0}, objective=objectives.TABLE["ar"](V))
+  figures = run(ZeroShot(model, named(sets, "ag_news"), draws=1))
+  stream = [*b"abcdefgh", E, *b"ijklmnop", E, *b"qrst", E]  # 23 tokens
+  framed = [E, *stream[:14], E]
+  for convention, scored, dropped in (("radd-v1", stream[:16], 7), ("mdlm-v1", framed, 9)):
+    get = lambda name, prefix=f"ag_news/{convention}/": figures[prefix + name]
+    nats = nats_V[scored].sum()
+    assert (get("tokens"), get("tokens_dropped"), get("documents")) == (16, dropped, 3)
+    assert get("nelbo_nats_per_token") == pytest.approx(nats / 16, rel=1e-6)
+    assert get("nelbo_bits_per_token") == pytest.approx(nats / 16 / math.log(2), rel=1e-6)
+    assert get("perplexity_bound") == pytest.approx(math.exp(nats / 16), rel=1e-5)
+    assert get("perplexity_per_word") == pytest.approx(math.exp(nats / 16 * 23 / 3), rel=1e-5)
+    assert get("perplexity_per_byte") == pytest.approx(math.exp(nats / 16 * 23 / 20), rel=1e-5)
+    assert get("bits_per_byte") == pytest.approx(nats / 16 * 23 / 20 / math.log(2), rel=1e-6)
+  lines = figures["table"].strip().splitlines()
+  assert [line.split()[:2] for line in lines[1:]] == [
+    ["ag_news", "radd-v1"],
+    ["ag_news", "mdlm-v1"],
+  ]
+  assert len({len(line) for line in lines}) == 1
+
+
+def test_last_words_are_found_if_every_token_is(text, sets):
+  """A network that reads the token before: a space behind a letter, an e behind a space."""
+
+  def denoise(zt_BxL, t_BxG, **inputs):
+    del t_BxG, inputs
+    before_BxL = jnp.roll(zt_BxL, 1, axis=1)
+    next_BxL = jnp.where(before_BxL == 32, ord("e"), 32)
+    is_next_BxLxV = next_BxL[:, :, None] == jnp.arange(V)[None, None]
+    return toys.Logits(3.0 * is_next_BxLxV * (before_BxL != V)[:, :, None])
+
+  sets["lambada"].write_text("one e\ntwo ee\nthree x\n")
+  model = dataclasses.replace(text, network=Fake(toys.ModelFns(denoise)))
+  figures = run(ZeroShot(model, named(sets, "lambada"), ("radd-v1",), draws=1, calls=3))
+  assert figures["lambada/last_word_accuracy"] == pytest.approx(1 / 3)
+  assert figures["lambada/last_word_accuracy_standard_error"] == pytest.approx((2 / 27) ** 0.5)
+  assert (figures["lambada/passages"], figures["lambada/passages_shortened"]) == (3, 0)
+
+
+def test_draws_and_limit_are_those_that_were_asked_for(text, sets):
+  model, nats_V = knows(text, {})
+  (sets["ag_news"]).write_text(json.dumps({"text": "x" * 100}) + "\n")
+  figures = run(ZeroShot(model, named(sets, "ag_news"), ("radd-v1",), draws=3, limit=2))
+  assert figures["ag_news/radd-v1/tokens"] == 32 and figures["draws"] == 3
+  assert figures["ag_news/radd-v1/nelbo_nats_per_token"] == pytest.approx(nats_V[0], rel=1e-6)
+
+
+def test_without_sets_the_evaluator_says_how_to_name_them(text):
+  figures = run(ZeroShot(text, ()))
+  assert "evaluators.zero_shot.sets" in figures["convention"]
+
+
+def test_sets_and_data_that_do_not_fit_are_refused(text, sets, tmp_path):
+  with pytest.raises(ValueError, match="'ag_news' is not of the form name=path"):
+    ZeroShot(text, ("ag_news",))
+  with pytest.raises(FileNotFoundError, match="of the set 'ptb'"):
+    ZeroShot(text, (f"ptb={tmp_path}/none",))
+  boards = build.model(shrunken.config("sudoku", "4x4"))
+  with pytest.raises(ValueError, match=r"zero_shot reads text and this data has no tokenizer"):
+    ZeroShot(boards, named(sets, "ag_news"))
+
+
+# Answers.
+
+
+@pytest.fixture
+def questions(tmp_path):
+  path = tmp_path / "q.jsonl"
+  rows = [
+    {"ctx": "p", "endings": ["a", "b", "aab"], "label": 0},  # the nearest by all measures
+    {"ctx": "p", "endings": ["b", "aaaab"], "label": 1},  # by nats per byte alone
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def test_choices_are_scored_by_their_bound_and_per_byte(text, questions):
+  model, nats_V = knows(text, {ord("a"): 4.0, 32: 4.0}, objective=objectives.TABLE["ar"](V))
+  figures = run(Answers(model, questions, draws=1))
+  a, b, space = nats_V[ord("a")], nats_V[ord("b")], nats_V[32]
+  assert figures["answers/accuracy"] == 0.5
+  assert figures["answers/accuracy_per_byte"] == 1.0
+  assert figures["answers/accuracy_standard_error"] == pytest.approx(math.sqrt(0.25 / 2))
+  nats = (space + a) + (space + 4 * a + b)
+  assert figures["answers/nelbo_nats_per_token"] == pytest.approx(nats / 8, rel=1e-6)
+  assert figures["answers/questions"] == 2 and figures["answers/prompts_shortened"] == 0
+  assert run(Answers(model, questions, draws=1, limit=1))["answers/accuracy"] == 1.0
+
+
+def test_the_conditional_bound_is_that_of_the_answer_given_the_prompt(text):
+  """A network that copies the byte before: exact for an answer of one token, whatever the draw."""
+
+  def denoise(zt_BxL, t_BxG, **inputs):
+    del t_BxG, inputs
+    before_BxL = jnp.roll(zt_BxL, 1, axis=1)
+    return toys.Logits(3.0 * (before_BxL[:, :, None] == jnp.arange(V)[None, None]))
+
+  model = dataclasses.replace(text, network=Fake(toys.ModelFns(denoise)))
+  with partitioning.use(model.mesh):
+    pairs = [("ab", "b"), ("ab", "c"), ("ab", "bb")]
+    bounds = conditional_bounds(Scorer(model, draws=8), {}, pairs)
+  right = math.log(math.exp(3) + V - 1) - 3
+  nats_NxK = bounds.nats_NxK["nelbo"]
+  assert bounds.tokens_N.tolist() == [1, 1, 2]
+  np.testing.assert_allclose(nats_NxK[0], right, rtol=1e-6)
+  np.testing.assert_allclose(nats_NxK[1], right + 3, rtol=1e-6)
+  # Of two masked tokens the second is seen behind a mask: nothing to copy, log V.
+  seen = sorted({round(float(value), 4) for value in nats_NxK[2]})
+  assert seen == [round(2 * right, 4), round(right + math.log(V), 4)]
+
+
+# What more draws would buy.
+
+
+def test_the_noise_of_draws_is_told_from_that_of_examples():
+  rng = np.random.default_rng(0)
+  tokens_N = np.full(4000, 10.0)
+  own_N, noise_NxK = rng.normal(size=4000), rng.normal(size=(4000, 4))
+  nats_NxK = 50 + 3 * own_N[:, None] + 6 * noise_NxK
+  figures = metrics.draws_report("valid/nelbo", nats_NxK, tokens_N)
+  get = lambda name: figures[f"valid/nelbo_nats_per_token_{name}"]
+  assert get("deviation_of_a_draw") == pytest.approx(0.6, rel=0.03)
+  assert get("deviation_of_examples") == pytest.approx(0.3, rel=0.1)
+  many = math.sqrt((9 + 36 / 16) / 4000) / 10
+  assert get("standard_error_with_4x_draws") == pytest.approx(many, rel=0.05)
+  assert metrics.draws_report("valid/nelbo", nats_NxK[:, :1], tokens_N) == {}
+  assert metrics.draws_report("valid/nelbo", np.ones((3, 2)), tokens_N[:3]) == {}
