@@ -27,7 +27,7 @@ def test_every_model_is_the_small_config_with_its_evaluators(model, data, folder
   assert built.evaluators["zero_shot"]["sets"] == sets
   made = build.evaluators(built, evaluators.TABLE)
   assert made["zero_shot"].scorer.draws == made["likelihood"].scorer.draws
-  assert made["likelihood"].scorer.draws == (1 if model == "ar" else 2)
+  assert made["likelihood"].scorer.draws == {"ar": 1, "vmd": 32}.get(model, 2)
 
 
 def test_the_command_prints_two_tables_and_writes_flat_json(monkeypatch, tmp_path, capsys):
