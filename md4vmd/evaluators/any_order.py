@@ -107,8 +107,7 @@ class AnyOrder:
       self.source,
       batch_size=self.model.run.batch_size,
       limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **partitioning.share(self.model.mesh),
     ):
       batch = partitioning.put_batch(self.model.mesh, arrays)
       of_orders = [self._nats(params, batch, jnp.int32(k)) for k in range(self.orders)]

@@ -50,8 +50,7 @@ class Likelihood:
       self.source,
       batch_size=self.model.run.batch_size,
       limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **partitioning.share(self.model.mesh),
     ):
       batch = partitioning.put_batch(self.model.mesh, arrays)
       drawn = [self._bound(params, batch, jnp.int32(i)) for i in range(self.draws)]

@@ -71,8 +71,7 @@ class Sudoku:
       self.model.dataset.split(split),
       batch_size=self.model.run.batch_size,
       limit=self.limit,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **partitioning.share(self.model.mesh),
     )
     key = rngs.stream(self.model.seed, 0, "sudoku")
     for arrays in batches:
