@@ -80,7 +80,8 @@ def _nearest(sizes: Sequence[int], devices: int, count: int = 3) -> list[tuple[i
 
   def distance(shape):
     pairs = zip(shape, sizes, strict=True)
-    return sum(abs(math.log(size / asked)) for size, asked in pairs if asked != -1)
+    change = sum(abs(math.log(size / asked)) for size, asked in pairs if asked != -1)
+    return change, shape[::-1]
 
   return sorted(fitting, key=distance)[:count]
 
@@ -162,7 +163,7 @@ def share(mesh: Mesh) -> dict[str, int]:
   """
   rows = mesh.shape["data"] * mesh.shape["fsdp"]
   held: dict[int, set[int]] = {}
-  for device, (index,) in NamedSharding(mesh, BATCH).devices_indices_map((rows,)).items():
+  for device, (index,) in of_batch(mesh).devices_indices_map((rows,)).items():
     held.setdefault(device.process_index, set()).update(range(rows)[index])
   parts = sorted({tuple(sorted(part)) for part in held.values()})
   if sum(map(len, parts)) != rows:
@@ -174,9 +175,14 @@ def share(mesh: Mesh) -> dict[str, int]:
   return {"process_index": parts.index(own), "process_count": len(parts)}
 
 
+def of_batch(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array whose rows are those of a batch."""
+  return NamedSharding(mesh, BATCH)
+
+
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Batch:
   """The global Batch on the mesh, from the rows that this process read."""
-  sharding = NamedSharding(mesh, BATCH)
+  sharding = of_batch(mesh)
   return Batch(
     **{
       name: jax.make_array_from_process_local_data(sharding, array)

@@ -120,6 +120,19 @@ def _draw_curve(model: build.Model, workdir: pathlib.Path) -> None:
   say(f"Wrote {workdir / 'curve.png'}.")
 
 
+def compiled_step(model: build.Model) -> Any:
+  """The jitted training step: (state, batch) -> (state, metrics), in place of the old state."""
+  step = functools.partial(
+    steps.train_step,
+    network=model.network,
+    objective=model.objective,
+    optimizer=model.optimizer,
+    microbatches=model.run.microbatches,
+    seed=model.seed,
+  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(train_state.shardings(model), None))
+
+
 class _Loop:
   """The steps of a run and what happens between them."""
 
@@ -141,7 +154,7 @@ class _Loop:
 
   def run(self, state: steps.TrainState, position: int) -> None:
     run, model = self.model.run, self.model
-    train_step = self._compiled_step()
+    train_step = compiled_step(model)
     batches = data.train_batches(
       model.dataset,
       batch_size=run.batch_size,
@@ -177,19 +190,6 @@ class _Loop:
         if evaluating:
           self._evaluate(step, state.ema)
           meter.restart_clock()
-
-  def _compiled_step(self):
-    model = self.model
-    step = functools.partial(
-      steps.train_step,
-      network=model.network,
-      objective=model.objective,
-      optimizer=model.optimizer,
-      microbatches=model.run.microbatches,
-      seed=model.seed,
-    )
-    shardings = (train_state.shardings(model), None)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
   def _save(self, step, state, position):
     self.checkpoints.save(step, state, {"position": position, **self.about})
