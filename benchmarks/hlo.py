@@ -99,11 +99,9 @@ def _add(total, computations, name, rounds):
     elif opcode in ("dot", "convolution"):
       total.flops += rounds * _flops(opcode, kind, rest, shapes)
     elif opcode == "while":
-      known = re.search(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)', rest)
-      total.open_loops += not known
-      body = re.search(r"body=%?([\w.\-]+)", rest)
-      if body:
-        _add(total, computations, body[1], rounds * (int(known[1]) if known else 1))
+      count = _trip_count(computations, rest)
+      total.open_loops += count is None
+      _add(total, computations, re.search(r"body=%?([\w.\-]+)", rest)[1], rounds * (count or 1))
       continue
     # What a reduction applies to pairs of numbers holds nothing that counts here.
     for called in _CALLED.findall(rest):
@@ -111,6 +109,24 @@ def _add(total, computations, name, rounds):
     branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
     if branches:
       _add(total, computations, branches[1].split(",")[-1].strip().lstrip("%"), rounds)
+
+
+def _trip_count(computations, rest):
+  """Rounds of a `while`, None if unknown; a scan counts up to a constant of its condition."""
+  known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
+  if known:
+    return int(known[1])
+  condition = computations.get(re.search(r"condition=%?([\w.\-]+)", rest)[1], [])
+  constants = {
+    name: int(value[1])
+    for name, kind, opcode, text in condition
+    if opcode == "constant" and (value := re.match(r"(\d+)\)", text)) and kind.startswith("s32[]")
+  }
+  for _, _, opcode, text in condition:
+    if opcode == "compare" and "direction=LT" in text:
+      second = re.findall(r"%?([\w.\-]+)", text.split(")")[0])[-1]
+      return constants.get(second)
+  return None
 
 
 def _shapes(kind):
@@ -136,7 +152,38 @@ def _flops(opcode, kind, rest, shapes):
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
     summed = [sizes[0][int(axis)] for axis in axes[1].split(",") if axis] if axes else []
     return 2.0 * math.prod(result) * math.prod(summed)
-  labels = re.search(r"dim_labels=\w+_(\w+)->", rest)
-  kernel = sizes[1]
-  summed = [size for label, size in zip(labels[1], kernel, strict=True) if label != "o"]
-  return 2.0 * math.prod(result) * math.prod(summed)
+  left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest).groups()
+  size_of = lambda labels, sizes: dict(zip(labels, sizes, strict=True))
+  image, kernel, result = size_of(left, sizes[0]), size_of(right, sizes[1]), size_of(out, result)
+  window = re.search(r"window=\{([^}]*)\}", rest)
+  pairs = _pairs(window[1] if window else "", image, kernel, result)
+  return 2.0 * result["b"] * result["f"] * kernel["i"] * pairs
+
+
+def _pairs(window, image, kernel, result):
+  """Products of a pixel and an entry of the kernel, over all spatial axes of a convolution.
+
+  The batch of a batched matrix product stands as a spatial axis whose strides and paddings leave
+  one pixel for each output.
+  """
+  settings = dict(re.findall(r"(\w+)=(\S+)", window))
+  axes = sorted(label for label in kernel if label.isdigit())
+  split = lambda text: text.split("x") if axes else []
+  of_axis = lambda name, default: split(settings.get(name, "x".join([default] * len(axes))))
+  total = 1
+  for axis, pad, stride, dilation, spread in zip(
+    axes,
+    of_axis("pad", "0_0"),
+    of_axis("stride", "1"),
+    of_axis("lhs_dilate", "1"),
+    of_axis("rhs_dilate", "1"),
+    strict=True,
+  ):
+    first, dilation = -int(pad.split("_")[0]), int(dilation)
+    places = (
+      first + out * int(stride) + tap * int(spread)
+      for out in range(result[axis])
+      for tap in range(kernel[axis])
+    )
+    total *= sum(place % dilation == 0 and 0 <= place // dilation < image[axis] for place in places)
+  return total

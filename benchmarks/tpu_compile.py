@@ -144,12 +144,13 @@ def parse_config(arguments: list[str]) -> Any:
   for argument in arguments:
     if argument.startswith("--config="):
       command_line.find_config(argument.partition("=")[2].partition(":")[0])
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values)
-  values(["tpu_compile", *arguments])
-  if holder.value is None:
+  values, line = flags.FlagValues(), ["tpu_compile", *arguments]
+  config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=line)
+  values(line)
+  loaded: Any = values["config"].value
+  if loaded is None:
     raise ValueError("no --config given; try --config=configs/text8.py:md4")
-  return holder.value
+  return loaded
 
 
 HEADER = ("slice", "chips", "batch", "fits", "GB", "state GB", "TFLOP", "collective GB", "count")

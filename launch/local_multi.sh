@@ -37,8 +37,7 @@ fi
 
 cd "$(dirname "$0")/.."
 pids=()
-stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap stop INT TERM
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 for ((i = 0; i < processes; i++)); do
   JAX_NUM_CPU_DEVICES="$cpu_devices" "${command[@]}" "--process=$i" &
   pids+=("$!")

@@ -81,7 +81,7 @@ def _nearest(sizes: Sequence[int], devices: int, count: int = 3) -> list[tuple[i
   def distance(shape):
     pairs = zip(shape, sizes, strict=True)
     change = sum(abs(math.log(size / asked)) for size, asked in pairs if asked != -1)
-    return change, shape[::-1]
+    return round(change, 9), shape[::-1]
 
   return sorted(fitting, key=distance)[:count]
 

@@ -154,7 +154,6 @@ class Commands:
     settings = shrunken.QUICK | {
       "jax_compilation_cache_dir": str(self.folder / "cache"),
       "jax_num_cpu_devices": devices,
-      "jax_share_binary_between_hosts": True,  # what one process of a pod compiles, all use
     }
     job |= {"arguments": list(arguments), "output": output, "settings": settings}
     self.server.stdin.write(json.dumps(job) + "\n")

@@ -266,7 +266,7 @@ def test_the_bound_is_the_same_on_any_mesh_and_batch_size(results, mesh, size):
 def test_a_mesh_that_does_not_fit_is_refused_with_what_would(results):
   message = results[1]["refusals"]["mesh"]
   assert "mesh data=3, fsdp=1, tensor=1, sequence=1 does not fit 8 devices" in message
-  assert "the nearest that do: data=4, fsdp=2, tensor=1, sequence=1; " in message
+  assert "the nearest that do: data=8, fsdp=1, tensor=1, sequence=1; " in message
   assert "set one axis to -1" in message
   assert "at most one -1" in results[1]["refusals"]["two open axes"]
   with pytest.raises(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import jax
@@ -14,7 +15,7 @@ from tests import commands, shrunken
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STEPS, EVERY = 60, 6
+STEPS, EVERY = 36, 6
 # Randomness of every kind: augmentation, draws, dropout, microbatches; and the optimizer's state.
 SETTINGS = [
   "--config.data.symmetries=True",
@@ -24,6 +25,7 @@ SETTINGS = [
   "--config.network.heads=2",
   "--config.network.dropout=0.1",
   "--config.optimizer.warmup_steps=5",
+  "--config.optimizer.shape=constant",  # one program for any number of steps
   "--config.run.batch_size=8",
   "--config.run.microbatches=2",
   "--config.run.log_every=1",
@@ -180,28 +182,44 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, server):
   assert steps_written(straight) == written
 
 
-def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path, server):
-  assert start(server, tmp_path, steps=6, every=1).finish()[0] == 0
+def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(straight, tmp_path, server):
+  workdir = tmp_path / "run"
+  shutil.copytree(straight, workdir)
+  before = steps_saved(workdir)
+  assert before == [STEPS - 2 * EVERY, STEPS - EVERY, STEPS]
   settings = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
-  status, _, err = start(server, tmp_path, every=1, settings=settings).finish()
+  command = start(server, workdir, steps=STEPS + 9, every=1, settings=settings)
+  status, _, err = command.finish()
   assert status == 1
   lines = [line for line in err.splitlines() if "step/s" not in line and line]
   assert len(lines) == 1, err
   assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
-  saved = steps_saved(tmp_path)
-  assert saved == [4, 5, 6]
-  for step in saved:
-    for name, array in saved_bits(tmp_path, step).items():
+  assert steps_saved(workdir) == before
+  for step in before:
+    for name, array in saved_bits(workdir, step).items():
       if name != "position" and "step" not in name and "count" not in name:
         assert np.isfinite(np.frombuffer(array, np.float32)).all(), (step, name)
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a run of 4 steps in this process."""
+  workdir = tmp_path_factory.mktemp("finished")
+  train.train(tiny_config(), workdir)
+  return workdir
+
+
+def tiny_config():
   config = shrunken.config("synthetic", "pairs")
   config.run.update({"steps": 4, "checkpoint_every": 4})
-  train.train(config, tmp_path)
-  return config, tmp_path
+  return config
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+  """(config, workdir) of that run, to be changed."""
+  shutil.copytree(finished, tmp_path / "run")
+  return tiny_config(), tmp_path / "run"
 
 
 def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):
