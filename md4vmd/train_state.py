@@ -75,7 +75,7 @@ def true_shapes(model: build.Model) -> dict[str, tuple[int, ...]]:
   # Embeddings have a row for the mask too; heads, whose second axis is the vocabulary, have none.
   sizes = (model.dataset.vocab_size + 1, model.dataset.vocab_size)
   names = by_name(nn.get_partition_spec(boxed))
-  for name, leaf in by_name(nn.unbox(boxed)).items():
+  for name, leaf in by_name(jax.eval_shape(nn.unbox, boxed)).items():
     axes = (*names[name], *[None] * leaf.ndim)
     shapes[name] = tuple(
       sizes[axis] if axes[axis] == "vocab" else size for axis, size in enumerate(leaf.shape)
