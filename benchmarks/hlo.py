@@ -101,7 +101,7 @@ def _add(total, computations, name, rounds):
     elif opcode == "while":
       count = _trip_count(computations, rest)
       total.open_loops += count is None
-      _add(total, computations, re.search(r"body=%?([\w.\-]+)", rest)[1], rounds * (count or 1))
+      _add(total, computations, _find(r"body=%?([\w.\-]+)", rest), rounds * (count or 1))
       continue
     # What a reduction applies to pairs of numbers holds nothing that counts here.
     for called in _CALLED.findall(rest):
@@ -116,7 +116,7 @@ def _trip_count(computations, rest):
   known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
   if known:
     return int(known[1])
-  condition = computations.get(re.search(r"condition=%?([\w.\-]+)", rest)[1], [])
+  condition = computations.get(_find(r"condition=%?([\w.\-]+)", rest), [])
   constants = {
     name: int(value[1])
     for name, kind, opcode, text in condition
@@ -129,6 +129,14 @@ def _trip_count(computations, rest):
   return None
 
 
+def _find(pattern, text):
+  """The group of a pattern that stands in the text of every such instruction."""
+  found = re.search(pattern, text)
+  if found is None:
+    raise ValueError(f"the program has an instruction without {pattern}: {text[:200]}")
+  return found[1]
+
+
 def _shapes(kind):
   """[(type, dimensions)] of a result."""
   found = _ARRAY.findall(kind)
@@ -137,7 +145,7 @@ def _shapes(kind):
 
 def _bytes(array):
   dtype, sizes = array
-  bits = _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+  bits = _BITS.get(dtype) or int(_find(r"(\d+)", dtype))
   return math.prod(sizes) * bits / 8
 
 
@@ -152,7 +160,7 @@ def _flops(opcode, kind, rest, shapes):
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
     summed = [sizes[0][int(axis)] for axis in axes[1].split(",") if axis] if axes else []
     return 2.0 * math.prod(result) * math.prod(summed)
-  left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest).groups()
+  left, right, out = re.split("_|->", _find(r"dim_labels=(\w+->\w+)", rest))
   size_of = lambda labels, sizes: dict(zip(labels, sizes, strict=True))
   image, kernel, result = size_of(left, sizes[0]), size_of(right, sizes[1]), size_of(out, result)
   window = re.search(r"window=\{([^}]*)\}", rest)

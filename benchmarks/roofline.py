@@ -36,7 +36,7 @@ def matrix_peak(dtype: Any, size: int, rounds: int) -> float:
 
 def measure(config: Any, dataset: Any, *, rounds: int, size: int) -> dict[str, float]:
   """Figures of one training step, per device where they are not ratios."""
-  model = build.model(config, dataset=dataset)
+  model = build.model(config, stand_in=dataset)
   shape = (model.run.batch_size, dataset.length)
   rng = np.random.default_rng(0)
   with partitioning.use(model.mesh):

@@ -39,18 +39,22 @@ def topology_devices(name: str) -> list[Any]:
     ValueError: no compiler for TPUs is installed, or it knows no such slice.
   """
   kind, _, shape = name.partition(":")
-  chips = math.prod(int(size) for size in re.findall(r"\d+", shape)) if shape else 0
+  sides = [int(size) for size in re.findall(r"\d+", shape)]
+  chips = math.prod(sides) if sides else 0
+  # A host has 2 x 2 chips, but for slices that are smaller.
+  small = {"chips_per_host_bounds": (*sides, 1)[:3]} if 0 < chips < 4 else {}
   # The compiler asks the metadata of a Cloud TPU machine for these, and waits.
   os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": f"{kind.replace('v5e', 'v5litepod')}-{chips}",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so no other process is in the way
   }
   from jax.experimental import topologies
 
   try:
-    return list(topologies.get_topology_desc(name, "tpu").devices)
+    return list(topologies.get_topology_desc(name, "tpu", **small).devices)
   except Exception as error:
     raise ValueError(
       f"cannot describe the slice '{name}' ({str(error).splitlines()[0]}); names are like v5e:4x4, "
@@ -66,7 +70,7 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None):
   """
   from md4vmd.data import Dataset
 
-  known = dict(_DATA.get(config.data.name, {}))
+  known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
   if config.data.get("length"):
     known["length"] = config.data.length
   known |= {key: value for key, value in (("vocab_size", vocab_size), ("length", length)) if value}
@@ -84,11 +88,11 @@ def compile_step(config: Any, dataset: Any, devices: list[Any]):
   from md4vmd import build, partitioning, train, train_state
   from md4vmd.interfaces import Batch
 
-  model = build.model(config, dataset=dataset, devices=devices)
+  model = build.model(config, stand_in=dataset, devices=devices)
   with partitioning.use(model.mesh):
     state = train_state.abstract(model)
     rows, length = model.run.batch_size, dataset.length
-    array = lambda shape, dtype: jax.ShapeDtypeStruct(
+    array: Any = lambda shape, dtype: jax.ShapeDtypeStruct(
       shape, dtype, sharding=partitioning.of_batch(model.mesh)
     )
     batch = Batch(

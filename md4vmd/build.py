@@ -143,13 +143,13 @@ class Model:
 
 
 def model(
-  config: Config, *, dataset: data.Dataset | None = None, devices: Sequence[Any] | None = None
+  config: Config, *, stand_in: data.Dataset | None = None, devices: Sequence[Any] | None = None
 ) -> Model:
   """Builds all sections of a config.
 
   Args:
     config: the sections.
-    dataset: takes the place of what config.data describes, which is then not read.
+    stand_in: takes the place of what config.data describes, which is then not read.
     devices: those of the mesh, for programs that are compiled for another machine; None for all
       that this run has.
 
@@ -159,7 +159,7 @@ def model(
   for key in config:
     if key not in (*SECTIONS, "seed"):
       raise ValueError(f"config has no section '{key}'{nearest(key, SECTIONS)}")
-  dataset = dataset or _from_table(data.TABLE, config.data, "data")
+  dataset: data.Dataset = stand_in or _from_table(data.TABLE, config.data, "data")
   schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
   vocab_size = dataset.vocab_size
   run = _call(Run, _settings(config.run), "run")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from md4vmd.row_losses import RowLoss, Rows, power_gradient
 ROWS = (("data", "fsdp"), ("sequence", "tensor"))  # how [B, L] arrays are cut for row work
 
 
-def fitting(mesh: Any, shape: Sequence[int], axes: Sequence[Any]) -> PartitionSpec:
+def fitting(mesh: Any, shape: Sequence[int], axes: Iterable[Any]) -> PartitionSpec:
   """How a mesh cuts an array: each axis by its mesh axes, or not at all where they do not divide.
 
   Args:
