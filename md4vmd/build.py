@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -55,6 +55,10 @@ class Run:
     evaluate_every: steps between evaluations in training; 0 for none.
     keep: checkpoints kept, the newest.
     keep_every: checkpoints at multiples of it are kept too; None for no others.
+    best: a figure of the evaluations in training, such as
+      likelihood/valid/nelbo_bits_per_token, whose best step is kept too; "" for none.
+    best_is: what the best value of it is, "smallest" or "largest".
+    initial: a safetensors file of --mode=export to start from; "" for random parameters.
     then: jobs that follow a finished training, of "evaluate" and "sample".
   """
 
@@ -66,12 +70,15 @@ class Run:
   evaluate_every: int = 0
   keep: int = 2
   keep_every: int | None = None
+  best: str = ""
+  best_is: str = "smallest"
+  initial: str = ""
   then: tuple[str, ...] = ()
 
   def __post_init__(self):
-    least = dataclasses.asdict(self) | {"evaluate_every": self.evaluate_every + 1, "then": 1}
+    least = dataclasses.asdict(self) | {"evaluate_every": self.evaluate_every + 1}
     for key, value in least.items():
-      if value is not None and value < 1:
+      if isinstance(value, int) and value < 1:
         raise ValueError(
           f"run.{key} is {getattr(self, key)}; it must be at least {int(key != 'evaluate_every')}"
         )
@@ -79,6 +86,12 @@ class Run:
       raise ValueError(
         f"run.batch_size {self.batch_size} is not a multiple of "
         f"run.microbatches {self.microbatches}"
+      )
+    if self.best_is not in ("smallest", "largest"):
+      raise ValueError(f"run.best_is is '{self.best_is}'; it must be 'smallest' or 'largest'")
+    if self.best and not self.evaluate_every:
+      raise ValueError(
+        f"run.best is '{self.best}', a figure of evaluations in training; set run.evaluate_every"
       )
     for job in self.then:
       if job not in ("evaluate", "sample"):
@@ -129,8 +142,16 @@ class Model:
   config_hash: str
 
 
-def model(config: Config) -> Model:
+def model(
+  config: Config, *, stand_in: data.Dataset | None = None, devices: Sequence[Any] | None = None
+) -> Model:
   """Builds all sections of a config.
+
+  Args:
+    config: the sections.
+    stand_in: takes the place of what config.data describes, which is then not read.
+    devices: those of the mesh, for programs that are compiled for another machine; None for all
+      that this run has.
 
   Raises:
     ValueError: a section, name, key or value that means nothing, with the nearest one that does.
@@ -138,12 +159,13 @@ def model(config: Config) -> Model:
   for key in config:
     if key not in (*SECTIONS, "seed"):
       raise ValueError(f"config has no section '{key}'{nearest(key, SECTIONS)}")
-  dataset = _from_table(data.TABLE, config.data, "data")
+  dataset: data.Dataset = stand_in or _from_table(data.TABLE, config.data, "data")
   schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
   vocab_size = dataset.vocab_size
   run = _call(Run, _settings(config.run), "run")
-  mesh = _call(partitioning.make_mesh, _settings(config.mesh), "mesh")
+  mesh = _call(partitioning.make_mesh, _settings(config.mesh), "mesh", devices=devices)
   partitioning.check_batch(mesh, run.batch_size // run.microbatches)
+  partitioning.check_length(mesh, dataset.length)
   objective = _from_table(
     objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
   )

@@ -46,6 +46,48 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
+def by_name(tree: Any) -> dict[str, Any]:
+  """Leaves of a tree by their path, such as `params/layers/kernel`, in the order of the tree."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+class Best(NamedTuple):
+  """The step with the best figure so far, as best.json holds it."""
+
+  step: int
+  name: str
+  value: float
+
+
+class _Chosen(ocp.checkpoint_managers.PreservationPolicy):
+  """Keeps one step, whichever it is at the time."""
+
+  def __init__(self, choose: Callable[[], int | None]):
+    self._choose = choose
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    chosen = self._choose()
+    return [checkpoint.step == chosen for checkpoint in checkpoints]
+
+
+def read_best(folder: str | pathlib.Path) -> Best | None:
+  """The best step of a folder of checkpoints; None where none was rated.
+
+  Raises:
+    ValueError: best.json is damaged.
+  """
+  path = pathlib.Path(folder) / "best.json"
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return Best(int(record["step"]), str(record["name"]), float(record["value"]))
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{path} is damaged ({error}); delete it") from error
+
+
 @jax.jit
 def sum_bits(x: jax.Array) -> jax.Array:
   """A uint32 that changes with any single word of `x`, the same on any sharding.
@@ -80,6 +122,7 @@ class Checkpoints:
     folder: where the step folders live; created unless `read_only`.
     keep: number of newest steps kept.
     keep_every: steps divisible by it are kept as well.
+    keep_best: the step that was `rate`d best is kept as well, and best.json names it.
     read_only: neither saves, deletes nor moves anything; for jobs beside a training run.
 
   Raises:
@@ -92,15 +135,19 @@ class Checkpoints:
     *,
     keep: int = 3,
     keep_every: int | None = None,
+    keep_best: bool = False,
     read_only: bool = False,
   ):
     self.folder = pathlib.Path(folder).absolute()
     self._read_only = read_only
+    self._best = read_best(self.folder) if keep_best else None
     if read_only and not self.folder.is_dir():
       raise self._nothing_here()
     policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
     if keep_every is not None:
       policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+    if keep_best:
+      policies.append(_Chosen(lambda: self._best.step if self._best else None))
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=0 if read_only else 1,
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
@@ -190,6 +237,30 @@ class Checkpoints:
         logging.warning("Skipping the checkpoint of step %d: %s", candidate, error)
     raise self._all_damaged()
 
+  def rate(self, step: int, name: str, value: float, *, is_loss: bool) -> bool:
+    """Takes the figure of a step that is saved; True, and best.json names it, if it is the best.
+
+    A best step of another figure, or of one that is no longer there, counts for nothing.
+
+    Args:
+      step: the step.
+      name: what the figure is called.
+      value: the figure, the same on every process.
+      is_loss: whether smaller is better.
+    """
+    best = self._best
+    if best and best.name == name and (self.folder / str(best.step)).is_dir():
+      is_better = value < best.value if is_loss else value > best.value
+      if not is_better:
+        return False
+    self._best = Best(step, name, value)
+    if jax.process_index() == 0:
+      text = json.dumps(self._best._asdict(), indent=2)
+      partial = self.folder / "best.json.partial"
+      partial.write_text(text + "\n", encoding="utf-8")
+      partial.replace(self.folder / "best.json")
+    return True
+
   def latest_step(self) -> int | None:
     """The newest step, one that is still being written included; None where there is none."""
     return self._manager.latest_step()
@@ -233,7 +304,7 @@ class Checkpoints:
 
   def _check_match(self, step: int, saved: dict, abstract: Any, *, whole: bool) -> None:
     """Raises ValueError at the first leaf in which the saved state and the template differ."""
-    wanted = {name: [list(x.shape), x.dtype.name] for name, x in _leaves(abstract).items()}
+    wanted = {name: [list(x.shape), x.dtype.name] for name, x in by_name(abstract).items()}
     extra = (name for name in saved if whole or name.split("/")[0] in abstract)
     for name in dict.fromkeys([*wanted, *extra]):
       found, expected = saved.get(name, [])[:2], wanted.get(name, [])
@@ -266,15 +337,9 @@ class Checkpoints:
     )
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-  """Leaves by path, such as `params/layers/kernel`."""
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-
-
 def _describe(state: Any) -> dict[str, list]:
   """[shape, dtype, sum of the bits] of every leaf by path."""
-  leaves = _leaves(state)
+  leaves = by_name(state)
   for name, leaf in leaves.items():
     kind = getattr(leaf, "dtype", None)
     if kind is None or not (jnp.issubdtype(kind, jnp.number) or kind == jnp.bool_):

@@ -13,18 +13,20 @@ from md4vmd.interfaces import Evaluator
 from md4vmd.writers import Writers, say
 
 
-def evaluate(config: build.Config, workdir: pathlib.Path) -> None:
-  """Evaluates the averaged parameters of the newest checkpoint of the workdir.
+def evaluate(
+  config: build.Config, workdir: pathlib.Path, step: train_state.Step = "latest"
+) -> None:
+  """Evaluates the averaged parameters of a checkpoint of the workdir, the newest by default.
 
   Writes eval/<step>-<evaluator>.json: the figures, and what they were measured on.
 
   Raises:
-    FileNotFoundError: the workdir has no checkpoint.
+    FileNotFoundError: the workdir has no such checkpoint.
   """
   model = build.model(config)
   with partitioning.use(model.mesh):
     made = make_evaluators(model)
-    restored = train_state.load_average(model, workdir)
+    restored = train_state.load_average(model, workdir, step)
     writers = Writers(workdir, active=jax.process_index() == 0)
     hash_then = restored.meta["config_hash"]
     params = restored.state["ema"]

@@ -6,12 +6,13 @@ import difflib
 import pathlib
 import re
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "sample", "report")
+MODES = ("train", "evaluate", "sample", "export", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -25,7 +26,18 @@ _WORKDIR = flags.DEFINE_string(
   "Folder of the run, runs/<config>-<variant> by default; of all runs in --mode=report, runs.",
 )
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do; report needs no --config.")
+_STEP = flags.DEFINE_string(
+  "step", "latest", "Checkpoint to evaluate, sample or export: latest, best or a number."
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "Of a run of several processes: HOST:PORT that process 0 opens; auto lets jax find it, as on a "
+  "TPU VM; none is a run by itself. SLURM steps and TPU slices on GKE need no such flag.",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which one this is, from 0.")
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:
@@ -45,16 +57,19 @@ def main(argv: list[str]) -> None:
 
     report.report(pathlib.Path(_WORKDIR.value or "runs"))
     return
-  from md4vmd import evaluate, sample, train
+  from md4vmd import evaluate, export, processes, sample, train
 
+  processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   config = _CONFIG.value
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
-  jobs = {"train": train.train, "evaluate": evaluate.evaluate, "sample": sample.sample}
-  jobs[_MODE.value](config, workdir)
   if _MODE.value == "train":
+    train.train(config, workdir)
     for job in config.run.then:
-      jobs[job](config, workdir)
+      {"evaluate": evaluate.evaluate, "sample": sample.sample}[job](config, workdir)
+    return
+  jobs = {"evaluate": evaluate.evaluate, "sample": sample.sample, "export": export.export}
+  jobs[_MODE.value](config, workdir, _STEP.value)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -64,6 +79,8 @@ def _parse(argv: list[str]) -> list[str]:
       if argument.startswith("--config="):
         find_config(argument.partition("=")[2].partition(":")[0])
     rest = flags.FLAGS(argv)
+    if not re.fullmatch(r"latest|best|\d+", _STEP.value):
+      raise ValueError(f"--step={_STEP.value} must be latest, best or the number of a checkpoint")
     if _CONFIG.value is None and _MODE.value != "report":
       raise ValueError("no --config given; try --config=configs/quickstart.py")
     return rest
@@ -101,18 +118,34 @@ def explain(error: BaseException) -> str:
 
 def _fail(error: BaseException) -> NoReturn:
   """Prints one line for the user and leaves with status 1."""
-  if any(re.fullmatch(r"--traceback(=true|=1)?", argument) for argument in sys.argv):
+  if _shows_traceback():
     raise error
   print(f"error: {explain(error)}", file=sys.stderr)
   sys.exit(1)
+
+
+def _shows_traceback() -> bool:
+  return any(re.fullmatch(r"--traceback(=true|=1)?", argument) for argument in sys.argv)
 
 
 def _run(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # orbax narrates every save at INFO
   try:
     main(argv)
-  except (ValueError, FileNotFoundError, ArithmeticError) as error:
-    _fail(error)
+  except Exception as error:
+    _leave_the_others(error)
+    if isinstance(error, ValueError | FileNotFoundError | ArithmeticError):
+      _fail(error)
+    raise
+
+
+def _leave_the_others(error: Exception) -> None:
+  """Ends this process if it is one of several; returns if it is alone."""
+  processes = sys.modules.get("md4vmd.processes")  # not imported before the command line is right
+  if processes is not None and processes.name():
+    if _shows_traceback():
+      traceback.print_exception(error)
+    processes.leave(error, explain(error))
 
 
 def entry() -> None:

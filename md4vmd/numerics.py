@@ -12,7 +12,8 @@ no collective stands inside the loop.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,23 @@ from jax.sharding import PartitionSpec
 
 from md4vmd.row_losses import RowLoss, Rows, power_gradient
 
-ROWS = PartitionSpec(("data", "fsdp"), "tensor")  # how [B, L] arrays are cut for row work
+ROWS = (("data", "fsdp"), ("sequence", "tensor"))  # how [B, L] arrays are cut for row work
+
+
+def fitting(mesh: Any, shape: Sequence[int], axes: Iterable[Any]) -> PartitionSpec:
+  """How a mesh cuts an array: each axis by its mesh axes, or not at all where they do not divide.
+
+  Args:
+    mesh: the mesh, abstract or not.
+    shape: of the array.
+    axes: for each axis of the array None, the name of a mesh axis, or a tuple of names; missing
+      ones are None.
+  """
+  spec = []
+  for size, names in zip(shape, (*axes, *[None] * len(shape)), strict=False):
+    each = (names,) if isinstance(names, str) else names or ()
+    spec.append(names if size % math.prod(mesh.shape[name] for name in each) == 0 else None)
+  return PartitionSpec(*spec)
 
 
 def wide(dtype: Any) -> Any:
@@ -134,12 +151,7 @@ def _on_shards(function, example_BxL, arguments_BxL, head) -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return function(head, *arguments_BxL)
-  batch, length = example_BxL.shape
-  rows_axes = mesh.shape["data"] * mesh.shape["fsdp"]
-  spec = PartitionSpec(
-    ROWS[0] if batch % rows_axes == 0 else None,
-    ROWS[1] if length % mesh.shape["tensor"] == 0 else None,
-  )
+  spec = fitting(mesh, example_BxL.shape, ROWS)
   return jax.shard_map(
     function,
     in_specs=(PartitionSpec(), *(spec for _ in arguments_BxL)),

@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from md4vmd import numerics
 from md4vmd.interfaces import Batch
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = PartitionSpec(("data", "fsdp"))
 RULES = (
   ("batch", ("data", "fsdp")),
-  ("length", None),
+  ("length", "sequence"),
   ("embed", "fsdp"),
   ("heads", "tensor"),
   ("mlp", "tensor"),
+  ("vocab", ("fsdp", "tensor")),  # the embedding; the head's other axis has taken fsdp
   ("vocab", "tensor"),
   ("layers", None),
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  sequence: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
   """The mesh over all devices; one axis may be -1 and takes what is left.
+
+  Args:
+    data: copies of the parameters, each with its own rows of the batch.
+    fsdp: parts that parameters and rows are both cut into.
+    tensor: parts of heads, of MLP features and of the vocabulary.
+    sequence: parts of a sequence, for inputs whose activations are too long for one device.
+    devices: those of the mesh; None for all that the processes have.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices; the message says what fits.
   """
-  devices = jax.device_count()
-  sizes = [data, fsdp, tensor]
-  asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+  devices = jax.devices() if devices is None else devices
+  sizes = (data, fsdp, tensor, sequence)
   fixed = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-    raise ValueError(f"mesh {asked} needs positive sizes and at most one -1")
-  if devices % fixed or (-1 not in sizes and fixed != devices):
+    raise ValueError(f"mesh {_show(sizes)} needs positive sizes and at most one -1")
+  if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+    fitting = "; ".join(map(_show, _nearest(sizes, len(devices))))
     raise ValueError(
-      f"mesh {asked} does not fit {devices} devices; set one axis to -1, for "
-      f"example data=-1, fsdp=1, tensor=1"
+      f"mesh {_show(sizes)} does not fit {len(devices)} devices; the nearest that do: {fitting}; "
+      "or set one axis to -1, which takes what is left"
     )
-  shape = [devices // fixed if size == -1 else size for size in sizes]
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  shape = [len(devices) // fixed if size == -1 else size for size in sizes]
+  # Splitting a physical axis of a slice costs bandwidth, and refusing fsdp=8 on 4x4 chips more.
+  grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _show(sizes: Sequence[int]) -> str:
+  return ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+
+
+def _nearest(sizes: Sequence[int], devices: int, count: int = 3) -> list[tuple[int, ...]]:
+  """Meshes of that many devices, those that change the sizes asked for by the least factors."""
+  divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+  fitting = (
+    shape for shape in itertools.product(divisors, repeat=len(sizes)) if math.prod(shape) == devices
+  )
+
+  def distance(shape):
+    pairs = zip(shape, sizes, strict=True)
+    change = sum(abs(math.log(size / asked)) for size, asked in pairs if asked != -1)
+    return round(change, 9), shape[::-1]
+
+  return sorted(fitting, key=distance)[:count]
 
 
 @contextlib.contextmanager
@@ -69,20 +106,13 @@ def placed(mesh: Mesh, init: Callable[[], Any]) -> Any:
   abstract = jax.eval_shape(nn.unbox, boxed)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=_divisible(leaf, sharding)
+      leaf.shape,
+      leaf.dtype,
+      sharding=NamedSharding(mesh, numerics.fitting(mesh, leaf.shape, sharding.spec)),
     ),
     abstract,
     shardings,
   )
-
-
-def _divisible(leaf: Any, sharding: NamedSharding) -> NamedSharding:
-  """Drops mesh axes that do not divide the array's axis."""
-  mesh, spec = sharding.mesh, []
-  for size, axis in zip(leaf.shape, (*sharding.spec, *(None,) * leaf.ndim), strict=False):
-    names = (axis,) if isinstance(axis, str) else axis or ()
-    spec.append(axis if size % math.prod(mesh.shape[name] for name in names) == 0 else None)
-  return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -104,20 +134,69 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
     )
 
 
+def check_length(mesh: Mesh, length: int) -> None:
+  """Refuses sequences that the mesh cannot cut.
+
+  Raises:
+    ValueError: the axis `sequence` does not divide the length.
+  """
+  if length % mesh.shape["sequence"]:
+    raise ValueError(
+      f"mesh.sequence {mesh.shape['sequence']} does not divide sequences of {length} tokens; "
+      "choose a divisor of data.length"
+    )
+
+
 def round_up(mesh: Mesh, batch_size: int) -> int:
-  """The smallest size that is no less and divides over the mesh and over the processes."""
-  rows = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
+  """The smallest size that is no less and divides over the mesh."""
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
   return -(-batch_size // rows) * rows
+
+
+def share(mesh: Mesh) -> dict[str, int]:
+  """Which part of a batch's rows this process reads, as the arguments of `data.loader`.
+
+  Processes whose devices hold the same rows, as where `tensor` spans several, read the same part.
+
+  Raises:
+    ValueError: a process would need a part of another's rows.
+  """
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  held: dict[int, set[int]] = {}
+  for device, (index,) in of_batch(mesh).devices_indices_map((rows,)).items():
+    held.setdefault(device.process_index, set()).update(range(rows)[index])
+  parts = sorted({tuple(sorted(part)) for part in held.values()})
+  if sum(map(len, parts)) != rows:
+    raise ValueError(
+      f"mesh {_show(tuple(mesh.shape.values()))} cuts rows across the devices of a process; let "
+      "tensor x sequence divide the devices of one process, or be a multiple of them"
+    )
+  own = tuple(sorted(held[jax.process_index()]))
+  return {"process_index": parts.index(own), "process_count": len(parts)}
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array whose rows are those of a batch."""
+  return NamedSharding(mesh, BATCH)
 
 
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Batch:
   """The global Batch on the mesh, from the rows that this process read."""
-  sharding = NamedSharding(mesh, BATCH)
+  sharding = of_batch(mesh)
   return Batch(
     **{
       name: jax.make_array_from_process_local_data(sharding, array)
       for name, array in arrays.items()
     }
+  )
+
+
+def put_like(tree: Any, template: Any) -> Any:
+  """Global arrays of a tree of numpy arrays that every process has whole, laid out as another."""
+  return jax.tree.map(
+    lambda x, like: jax.make_array_from_callback(like.shape, like.sharding, lambda cut: x[cut]),
+    tree,
+    template,
   )
 
 

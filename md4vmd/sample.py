@@ -18,8 +18,8 @@ from md4vmd.writers import say
 _MASK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
-def sample(config: build.Config, workdir: pathlib.Path) -> None:
-  """Samples from the averaged parameters of the newest checkpoint of the workdir.
+def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step = "latest") -> None:
+  """Samples from the averaged parameters of a checkpoint of the workdir, the newest by default.
 
   What is filled: the prompts, if the config has any; the puzzles of a split, if the data has
   clues; else whole sequences. Writes samples/<step>.txt, .npz and .png, and .jsonl for prompts.
@@ -31,7 +31,7 @@ def sample(config: build.Config, workdir: pathlib.Path) -> None:
   model = build.model(config)
   prompts, tokens_BxL, free_BxL = prepare(model)
   with partitioning.use(model.mesh):
-    restored = train_state.load_average(model, workdir)
+    restored = train_state.load_average(model, workdir, step)
     samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL)
   if jax.process_index() == 0:
     _write(model, workdir, restored.step, prompts, tokens_BxL, free_BxL, samples)
@@ -145,10 +145,10 @@ def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samp
     )
   _warn_of_order(model, tokens_BxL, free_BxL)
   key = rngs.stream(model.seed, 0, "sample")
-  done = []
+  done, share = [], partitioning.share(model.mesh)
   for start in range(0, count, size):
     rows = np.minimum(start + np.arange(size), count - 1)
-    rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+    rows = np.array_split(rows, share["process_count"])[share["process_index"]]
     arrays = {
       "x_BxL": tokens_BxL[rows],
       "given_BxL": ~free_BxL[rows],

@@ -8,13 +8,13 @@ import functools
 import pathlib
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-import md4vmd
 from md4vmd import (
   build,
   data,
@@ -22,6 +22,7 @@ from md4vmd import (
   metrics,
   partitioning,
   pictures,
+  provenance,
   sample,
   steps,
   train_state,
@@ -58,7 +59,10 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
   with partitioning.use(model.mesh):
     state = train_state.initial(model)
     checkpoints = Checkpoints(
-      workdir / "checkpoints", keep=model.run.keep, keep_every=model.run.keep_every
+      workdir / "checkpoints",
+      keep=model.run.keep,
+      keep_every=model.run.keep_every,
+      keep_best=bool(model.run.best),
     )
     writers = Writers(workdir, active=jax.process_index() == 0)
     restored = checkpoints.restore_latest(state)
@@ -75,13 +79,29 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
       f"Network: {train_state.count_parameters(state.params) / 1e6:.2f}M parameters on "
       f"{jax.device_count()} {jax.devices()[0].device_kind} devices. Workdir: {workdir}"
     )
-    try:
-      _Loop(model, checkpoints, writers).run(state, position)
-    finally:
-      checkpoints.close()
-      writers.close()
+    with _closing(checkpoints, writers):
+      _Loop(model, checkpoints, writers, build.plain(config)).run(state, position)
   if jax.process_index() == 0:
     _draw_curve(model, workdir)
+
+
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints, writers: Writers) -> Iterator[None]:
+  """Closes both at the end; the checkpoints not after an error in a pod.
+
+  Closing waits until every process has written its part, and the error may be that one is gone.
+  """
+  is_orderly = jax.process_count() == 1
+  try:
+    yield
+    is_orderly = True
+  except Preempted:
+    is_orderly = True
+    raise
+  finally:
+    writers.close()
+    if is_orderly:
+      checkpoints.close()
 
 
 def _draw_curve(model: build.Model, workdir: pathlib.Path) -> None:
@@ -100,28 +120,58 @@ def _draw_curve(model: build.Model, workdir: pathlib.Path) -> None:
   say(f"Wrote {workdir / 'curve.png'}.")
 
 
+def compiled_step(model: build.Model) -> Any:
+  """The jitted training step: (state, batch) -> (state, metrics), in place of the old state."""
+  step = functools.partial(
+    steps.train_step,
+    network=model.network,
+    objective=model.objective,
+    optimizer=model.optimizer,
+    microbatches=model.run.microbatches,
+    seed=model.seed,
+  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(train_state.shardings(model), None))
+
+
 class _Loop:
   """The steps of a run and what happens between them."""
 
-  def __init__(self, model: build.Model, checkpoints: Checkpoints, writers: Writers):
+  def __init__(
+    self,
+    model: build.Model,
+    checkpoints: Checkpoints,
+    writers: Writers,
+    config: dict[str, Any],
+  ):
     self.model, self.checkpoints, self.writers = model, checkpoints, writers
+    self.about = {
+      "config_hash": model.config_hash,
+      "config": config,
+      "made_with": provenance.record(),
+    }
     self.evaluators = evaluate.make_evaluators(model)
     self.term_received = False
 
   def run(self, state: steps.TrainState, position: int) -> None:
     run, model = self.model.run, self.model
-    train_step = self._compiled_step()
+    train_step = compiled_step(model)
     batches = data.train_batches(
       model.dataset,
       batch_size=run.batch_size,
       seed=model.seed,
       start=position,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      **partitioning.share(model.mesh),
     )
     first = int(state.step)
     meter = _Meter(model, self.writers, first + 1)
-    progress = tqdm(total=run.steps, initial=first, disable=None, unit="step", dynamic_ncols=True)
+    # None shows it at a terminal.
+    progress = tqdm(
+      total=run.steps,
+      initial=first,
+      disable=None if jax.process_index() == 0 else True,
+      unit="step",
+      dynamic_ncols=True,
+    )
     with self._watching_for_term(), contextlib.closing(progress):
       for step in range(first + 1, run.steps + 1):
         batch = partitioning.put_batch(model.mesh, next(batches))
@@ -141,35 +191,25 @@ class _Loop:
           self._evaluate(step, state.ema)
           meter.restart_clock()
 
-  def _compiled_step(self):
-    model = self.model
-    step = functools.partial(
-      steps.train_step,
-      network=model.network,
-      objective=model.objective,
-      optimizer=model.optimizer,
-      microbatches=model.run.microbatches,
-      seed=model.seed,
-    )
-    shardings = (train_state.shardings(model), None)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
-
   def _save(self, step, state, position):
-    meta = {
-      "position": position,
-      "config_hash": self.model.config_hash,
-      "md4vmd": md4vmd.__version__,
-      "jax": jax.__version__,
-    }
-    self.checkpoints.save(step, state, meta)
+    self.checkpoints.save(step, state, {"position": position, **self.about})
 
   def _evaluate(self, step, params):
-    model = self.model
+    model, run = self.model, self.model.run
     hash_now = model.config_hash
     figures = evaluate.run_all(
       self.evaluators, model, self.writers, step, params, trained_config_hash=hash_now
     )
     self.writers.write(step, figures)
+    if not run.best:
+      return
+    if run.best not in figures:
+      raise ValueError(
+        f"run.best: no evaluator reports '{run.best}'{build.nearest(run.best, figures)}"
+      )
+    value = figures[run.best]
+    if self.checkpoints.rate(step, run.best, value, is_loss=run.best_is == "smallest"):
+      say(f"Step {step} is the best so far: {run.best} = {value:.6g}.")
 
   @contextlib.contextmanager
   def _watching_for_term(self):

@@ -10,8 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from md4vmd import build, partitioning, steps
-from md4vmd.checkpoints import Checkpoints, Restored
+from md4vmd import build, partitioning, steps, weights
+from md4vmd.checkpoints import Checkpoints, Restored, by_name, read_best
+
+Step = int | str  # of a checkpoint: a number, "latest" or "best"
 
 
 def abstract(model: build.Model) -> steps.TrainState:
@@ -25,23 +27,60 @@ def shardings(model: build.Model) -> steps.TrainState:
 
 
 def initial(model: build.Model) -> steps.TrainState:
-  """The state at step 0, laid out on the mesh."""
+  """The state at step 0, laid out on the mesh; its parameters are those of `run.initial` if set.
+
+  Raises:
+    ValueError: that file does not hold the parameters of this network.
+  """
   init = _initializer(model)
-  return jax.jit(lambda: nn.unbox(init()), out_shardings=shardings(model))()
+  state = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings(model))()
+  if not model.run.initial:
+    return state
+  path = pathlib.Path(model.run.initial)
+  params = weights.read(path, state.params, true_shapes(model))
+  put = lambda tree: partitioning.put_like(params, tree)
+  return state.replace(params=put(state.params), ema=put(state.ema))
 
 
-def load_average(model: build.Model, workdir: pathlib.Path) -> Restored:
-  """`{"ema": params}` of the newest undamaged checkpoint.
+def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest") -> Restored:
+  """`{"ema": params}` of a checkpoint.
+
+  Args:
+    model: what the config built.
+    workdir: of the run.
+    step: "latest", the newest undamaged one; "best", that which `run.best` chose; or a number.
 
   Raises:
     FileNotFoundError: there is none.
     ValueError: it was made with another network.
   """
-  checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+  folder = workdir / "checkpoints"
+  chosen = read_best(folder) if step == "best" else None
+  if step == "best" and chosen is None:
+    raise FileNotFoundError(
+      f"no best checkpoint in {folder}: train with run.best and run.evaluate_every"
+    )
+  number = chosen.step if chosen else None if step == "latest" else int(step)
+  checkpoints = Checkpoints(folder, read_only=True)
   try:
-    return checkpoints.restore_part({"ema": abstract(model).ema})
+    return checkpoints.restore_part({"ema": abstract(model).ema}, number)
   finally:
     checkpoints.close()
+
+
+def true_shapes(model: build.Model) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter by name, without the rows and columns that pad the vocabulary."""
+  boxed = jax.eval_shape(_initializer(model)).params
+  shapes = {}
+  # Embeddings have a row for the mask too; heads, whose second axis is the vocabulary, have none.
+  sizes = (model.dataset.vocab_size + 1, model.dataset.vocab_size)
+  names = by_name(nn.get_partition_spec(boxed))
+  for name, leaf in by_name(jax.eval_shape(nn.unbox, boxed)).items():
+    axes = (*names[name], *[None] * leaf.ndim)
+    shapes[name] = tuple(
+      sizes[axis] if axes[axis] == "vocab" else size for axis, size in enumerate(leaf.shape)
+    )
+  return shapes
 
 
 def count_parameters(params: Any) -> int:

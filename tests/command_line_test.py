@@ -103,7 +103,7 @@ MISTAKES = {
   ),
   "impossible mesh": (
     ["--config=configs/synthetic.py", "--config.mesh.fsdp=64"],
-    ["mesh data=-1, fsdp=64, tensor=1 does not fit"],
+    ["mesh data=-1, fsdp=64, tensor=1, sequence=1 does not fit"],
   ),
 }
 # What is right, up to the end of the command, where data or a checkpoint is missing.

@@ -17,27 +17,38 @@ FLOORS = {
   0: ("interfaces", "rngs", "row_losses", "numerics", "latents"),
   1: ("schedules", "forward", "data"),
   2: ("networks",),
-  3: ("objectives", "samplers", "optim", "metrics", "partitioning", "checkpoints", "writers",
-      "pictures"),
+  3: ("objectives", "samplers", "optim", "metrics", "partitioning", "processes", "checkpoints",
+      "weights", "provenance", "writers", "pictures"),
   4: ("build", "steps"),
-  5: ("train_state", "evaluators", "train", "evaluate", "sample", "report"),
+  5: ("train_state", "evaluators", "train", "evaluate", "sample", "export",
+      "report"),
   6: ("main",),
 }  # fmt: skip
 
-# Imports within a floor: the fused head sums row losses, the trainer evaluates, the jobs share the
-# state that they restore.
+# Imports within a floor: the fused head sums row losses, a file of weights names them as a
+# checkpoint does, the trainer evaluates, the jobs share the state that they restore.
 SAME_FLOOR = {
   "numerics": ("row_losses",),
+  "weights": ("checkpoints",),
   "train": ("evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
   "sample": ("train_state",),
+  "export": ("train_state",),
 }
 
 # (library, who may import it): what the library is for, and why nobody else needs it.
 OWNERS = {
-  "ml_collections": ("build", "train", "evaluate", "sample", "main"),  # only build reads values
+  "ml_collections": (
+    "build",
+    "train",
+    "evaluate",
+    "sample",
+    "export",
+    "main",
+  ),  # only build reads values
   "orbax": ("checkpoints",),
   "tensorboardX": ("writers",),
+  "safetensors": ("weights",),
   "PIL": ("pictures",),
   "matplotlib": ("report",),
   "grain": ("data",),

@@ -1,169 +1,181 @@
 """The same training on one device and on meshes of eight, which a process of its own has."""
 
-import contextlib
+import json
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
-import tempfile
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from md4vmd import build, evaluators, partitioning, steps, train, train_state
+from md4vmd import build, data, evaluators, partitioning, steps, train, train_state
+from md4vmd.checkpoints import by_name
 from tests import shrunken
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MESHES = {
-  "data": (8, 1, 1),
-  "all": (2, 2, 2),
-  "fsdp": (1, 8, 1),
-  "fsdp-tensor": (2, 4, 1),
+  "all": (2, 2, 2, 1),
+  "fsdp": (1, 8, 1, 1),
+  "sequence": (1, 2, 2, 2),
 }
 STEPS = 10
 
 
-def make_config(mesh=(-1, 1, 1), microbatches=1, batch_size=16):
+def make_config(mesh=(-1, 1, 1, 1), microbatches=1, batch_size=16):
   config = shrunken.config("sudoku", "4x4")
-  config.network.update({"width": 32, "heads": 4})
   config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 0.1})
-  config.run.update(
-    {"steps": STEPS, "batch_size": batch_size, "microbatches": microbatches, "log_every": 1}
-  )
-  config.run.checkpoint_every = STEPS
-  config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+  config.run.update({"batch_size": batch_size, "microbatches": microbatches})
+  config.mesh.update(dict(zip(partitioning.AXES, mesh, strict=True)))
   config.evaluators.likelihood.update({"draws": 2, "limit": None})
   return config
 
 
-class Watched:
-  """The trainer's step; keeps what the states were after the first call and the last."""
+class Steps:
+  """STEPS steps of the trainer's program on the mesh of a config.
 
-  def __init__(self, step):
-    self.step = step
-    self.record = {"losses": [], "norms": []}
+  Attributes:
+    record: losses, norms, and what the states were after the first step and the last.
+    state: the last state.
+    step: the program.
+    shapes: of its arguments.
+  """
 
-  def __call__(self, state, batch):
-    if not self.record["losses"]:
-      self.shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, batch)
-      )
-    state, sums = self.step(state, batch)
+  def __init__(self, config, first):
+    model = build.model(config)
+    with partitioning.use(model.mesh):
+      self.step = train.compiled_step(model)
+      self.state = jax.device_put(first, train_state.shardings(model))
+      batches = data.train_batches(model.dataset, batch_size=model.run.batch_size, seed=model.seed)
+      self.record = {"losses": [], "norms": []}
+      for arrays in (next(batches) for _ in range(STEPS)):
+        self._take(partitioning.put_batch(model.mesh, arrays))
+
+  def _take(self, batch):
+    self.shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (self.state, batch)
+    )
+    self.state, sums = self.step(self.state, batch)
     self.record["losses"].append(float(sums["loss_nats"] / sums["tokens"]))
     self.record["norms"].append(float(sums["gradient_norm"]))
     if len(self.record["losses"]) == 1:
       # AdamW's first moment is linear in the gradient, unlike the parameters after a step.
-      moment = optax.tree_utils.tree_get(state.optimizer_state, "mu")
-      self.record["first"] = {"moment": by_name(moment), "params": by_name(state.params)}
-    self.record["last"] = {"params": by_name(state.params), "ema": by_name(state.ema)}
-    self.state = state
-    return state, sums
+      self.record["first"] = {"moment": self.moment, "params": to_numpy(self.state.params)}
+    params, ema = to_numpy(self.state.params), to_numpy(self.state.ema)
+    self.record["last"] = {"params": params, "ema": ema}
+
+  @property
+  def moment(self):
+    return to_numpy(optax.tree_utils.tree_get(self.state.optimizer_state, "mu"))
 
 
-def by_name(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+def to_numpy(tree):
+  return {name: np.asarray(leaf) for name, leaf in by_name(tree).items()}
 
 
-@contextlib.contextmanager
-def watching():
-  """A list of the steps that trainers compile meanwhile, wrapped."""
-  made, original = [], train._Loop._compiled_step
-
-  def compiled_step(loop):
-    made.append(Watched(original(loop)))
-    return made[-1]
-
-  train._Loop._compiled_step = compiled_step
-  try:
-    yield made
-  finally:
-    train._Loop._compiled_step = original
+def first_state():
+  """The state at step 0, made on one device."""
+  model = build.model(make_config(), devices=jax.devices()[:1])
+  with partitioning.use(model.mesh):
+    return jax.tree.map(np.asarray, train_state.initial(model))
 
 
-def train_and_watch(config):
-  with tempfile.TemporaryDirectory() as workdir, watching() as made:
-    train.train(config, pathlib.Path(workdir))
-  (watched,) = made
-  return watched
-
-
-def likelihood(config):
+def likelihood(config, params):
   """The bound of fixed random parameters on the mesh of the config."""
   model = build.model(config)
   with partitioning.use(model.mesh):
-    params = train_state.initial(model).params
+    params = jax.device_put(params, train_state.shardings(model).params)
     return build.evaluators(model, evaluators.TABLE)["likelihood"].run(0, params)
 
 
 def refusal(config):
-  with tempfile.TemporaryDirectory() as workdir:
-    try:
-      train.train(config, pathlib.Path(workdir))
-    except ValueError as error:
-      return str(error)
+  try:
+    build.model(config)
+  except ValueError as error:
+    return str(error)
   return ""
 
 
 def shards(tree):
   """name -> (shape, shape of the part that one device holds)."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(p, simple=True, separator="/"): (
-      x.shape,
-      x.addressable_shards[0].data.shape,
-    )
-    for p, x in leaves
-  }
+  return {name: (x.shape, x.addressable_shards[0].data.shape) for name, x in by_name(tree).items()}
 
 
-def on_eight_devices(path):
-  """Everything that is measured on the meshes, pickled."""
+def flat(record, prefix=""):
+  """name/name -> array of nested dicts of arrays."""
+  found = {}
+  for name, value in record.items():
+    if isinstance(value, dict):
+      found |= flat(value, f"{prefix}{name}|")
+    else:
+      found[f"{prefix}{name}"] = np.asarray(value)
+  return found
+
+
+def nested(arrays):
+  """The inverse of `flat`."""
+  found = {}
+  for path, value in arrays.items():
+    *folders, name = path.split("|")
+    place = found
+    for folder in folders:
+      place = place.setdefault(folder, {})
+    place[name] = value
+  return found
+
+
+def on_eight_devices(folder):
+  """Everything that is measured on the meshes, as arrays.npz and refusals.json."""
   assert jax.device_count() == 8
-  results = {}
+  results, first = {}, first_state()
   for name, mesh in MESHES.items():
-    watched = train_and_watch(make_config(mesh, microbatches=2 if name == "fsdp-tensor" else 1))
-    parts = {"params": watched.state.params, "ema": watched.state.ema}
-    parts["moment"] = optax.tree_utils.tree_get(watched.state.optimizer_state, "mu")
-    results[name] = watched.record | {
-      "compiled": watched.step._cache_size(),
+    done = Steps(make_config(mesh, microbatches=2 if name == "fsdp" else 1), first)
+    moment = optax.tree_utils.tree_get(done.state.optimizer_state, "mu")
+    parts = {"params": done.state.params, "ema": done.state.ema, "moment": moment}
+    results[name] = done.record | {
+      "compiled": done.step._cache_size(),
       "shards": {part: shards(tree) for part, tree in parts.items()},
     }
     if name == "fsdp":
-      with partitioning.use(build.model(make_config(mesh)).mesh):
-        memory = watched.step.lower(*watched.shapes).compile().memory_analysis()
-      local = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(watched.state))
+      with partitioning.use(build.model(make_config(mesh, 2)).mesh):
+        memory = done.step.lower(*done.shapes).compile().memory_analysis()
+      local = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(done.state))
       results[name] |= {"aliased": memory.alias_size_in_bytes, "state": local}
   results["likelihood"] = {
-    (name, size): likelihood(make_config(MESHES[name], batch_size=size))
-    for name, size in (("all", 16), ("data", 8))
+    f"{name} {size}": {
+      key: value
+      for key, value in likelihood(make_config(MESHES[name], batch_size=size), first.params).items()
+      if isinstance(value, int | float)
+    }
+    for name, size in (("sequence", 16), ("fsdp", 8))
   }
-  results["refusals"] = {
-    "mesh": refusal(make_config((3, 1, 1))),
-    "two open axes": refusal(make_config((-1, -1, 1))),
-    "batch": refusal(make_config((8, 1, 1), batch_size=12)),
-    "microbatch": refusal(make_config((8, 1, 1), batch_size=16, microbatches=4)),
+  longer = make_config((-1, 1, 1, 8))
+  longer.data.update({"name": "synthetic", "distribution": "d1"})
+  refusals = {
+    "mesh": refusal(make_config((3, 1, 1, 1))),
+    "two open axes": refusal(make_config((-1, -1, 1, 1))),
+    "batch": refusal(make_config((8, 1, 1, 1), batch_size=12)),
+    "microbatch": refusal(make_config((8, 1, 1, 1), batch_size=16, microbatches=4)),
+    "length": refusal(longer),
   }
-  pathlib.Path(path).write_bytes(pickle.dumps(results))
+  np.savez(f"{folder}/arrays.npz", **flat(results))
+  pathlib.Path(f"{folder}/refusals.json").write_text(json.dumps(refusals))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
   """(record on one device, results on eight)."""
-  path = tmp_path_factory.mktemp("mesh") / "results"
+  folder = tmp_path_factory.mktemp("mesh")
   code = (
     "import jax; jax.config.update('jax_num_cpu_devices', 8);"
     "jax.config.update('jax_numpy_rank_promotion', 'raise');"
-    f"from tests import mesh_test; mesh_test.on_eight_devices({str(path)!r})"
+    f"from tests import mesh_test; mesh_test.on_eight_devices({str(folder)!r})"
   )
   environment = os.environ | {"PYTHONPATH": str(shrunken.ROOT), "JAX_PLATFORMS": "cpu"}
   environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-  environment["JAX_COMPILATION_CACHE_DIR"] = str(path.parent)
-  environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   with subprocess.Popen(
     [sys.executable, "-c", code],
     env=environment,
@@ -172,19 +184,22 @@ def results(tmp_path_factory):
     text=True,
   ) as process:
     try:
-      one = train_and_watch(make_config()).record
-      one["likelihood"] = likelihood(make_config(batch_size=20))
+      first = first_state()
+      one = Steps(make_config(), first).record
+      one["likelihood"] = likelihood(make_config(batch_size=20), first.params)
     finally:
       _, err = process.communicate(timeout=500)
   assert process.returncode == 0, err[-4000:]
-  return one, pickle.loads(path.read_bytes())
+  eight = nested(np.load(folder / "arrays.npz"))
+  eight["refusals"] = json.loads((folder / "refusals.json").read_text())
+  return one, eight
 
 
 def distance(tree, expected):
-  """Norm of the difference relative to the norm."""
-  assert tree.keys() == expected.keys()
-  flat = lambda arrays: np.concatenate([arrays[name].ravel() for name in expected]).astype(float)
-  return np.linalg.norm(flat(tree) - flat(expected)) / np.linalg.norm(flat(expected))
+  """Relative distance of all arrays as one vector."""
+  assert tree.keys() == expected.keys() and len(expected) > 5
+  joined = lambda of: np.concatenate([of[name].ravel() for name in expected]).astype(np.float64)
+  return np.linalg.norm(joined(tree) - joined(expected)) / np.linalg.norm(joined(expected))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -218,18 +233,19 @@ def test_the_step_is_compiled_once(results, mesh):
     ("fsdp", "blocks/attention/query/kernel", (1, 8, 1)),
     ("fsdp", "blocks/mlp/down/kernel", (1, 1, 8)),
     ("fsdp", "head", (8, 1)),
+    ("fsdp", "embedding", (8, 1)),
     ("all", "blocks/attention/query/kernel", (1, 2, 2)),
     ("all", "blocks/attention/out/kernel", (1, 2, 2)),
     ("all", "head", (2, 2)),
-    ("all", "embedding", (2, 1)),
-    ("data", "blocks/attention/query/kernel", (1, 1, 1)),
+    ("all", "embedding", (4, 1)),
+    ("sequence", "blocks/attention/query/kernel", (1, 2, 2)),
   ],
 )
 @pytest.mark.parametrize("tree", ["params", "ema", "moment"])
 def test_each_device_holds_its_part_of_a_matrix(results, mesh, name, parts, tree):
   whole, part = results[1][mesh]["shards"][tree][name]
   assert tuple(np.floor_divide(whole, part)) == parts
-  assert tuple(np.multiply(part, parts)) == whole
+  assert tuple(np.multiply(part, parts)) == tuple(whole)
 
 
 def test_the_state_is_updated_in_place(results):
@@ -238,9 +254,9 @@ def test_the_state_is_updated_in_place(results):
   assert record["aliased"] > 0.99 * record["state"]
 
 
-@pytest.mark.parametrize("mesh, size", [("all", 16), ("data", 8)])
+@pytest.mark.parametrize("mesh, size", [("sequence", 16), ("fsdp", 8)])
 def test_the_bound_is_the_same_on_any_mesh_and_batch_size(results, mesh, size):
-  one, eight = results[0]["likelihood"], results[1]["likelihood"][mesh, size]
+  one, eight = results[0]["likelihood"], results[1]["likelihood"][f"{mesh} {size}"]
   assert eight["valid/tokens"] == one["valid/tokens"] > 0
   for name in ("valid/nelbo_nats_per_token", "valid/nelbo_nats_per_token_standard_error"):
     assert eight[name] == pytest.approx(one[name], abs=1e-5)
@@ -249,10 +265,13 @@ def test_the_bound_is_the_same_on_any_mesh_and_batch_size(results, mesh, size):
 
 def test_a_mesh_that_does_not_fit_is_refused_with_what_would(results):
   message = results[1]["refusals"]["mesh"]
-  assert "mesh data=3, fsdp=1, tensor=1 does not fit 8 devices" in message
+  assert "mesh data=3, fsdp=1, tensor=1, sequence=1 does not fit 8 devices" in message
+  assert "the nearest that do: data=8, fsdp=1, tensor=1, sequence=1; " in message
   assert "set one axis to -1" in message
   assert "at most one -1" in results[1]["refusals"]["two open axes"]
-  with pytest.raises(ValueError, match="data=2, fsdp=1, tensor=1 does not fit 1 devices"):
+  with pytest.raises(
+    ValueError, match=r"data=2, .* does not fit 1 devices; the nearest that do: data=1, "
+  ):
     partitioning.make_mesh(data=2)
 
 
@@ -267,7 +286,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(results, batch, count)
 def gradients():
   """microbatches -> (mean gradient by name, metrics) of one step from the same state."""
   found = {}
-  for count in (1, 2, 4):
+  for count in (1, 4):
     model = build.model(make_config())
     with partitioning.use(model.mesh):
       state = train_state.initial(model)
@@ -285,7 +304,7 @@ def gradients():
       )
       state, sums = step(state, batch)
     moment = optax.tree_utils.tree_get(state.optimizer_state, "mu")
-    found[count] = by_name(moment), {name: float(value) for name, value in sums.items()}
+    found[count] = to_numpy(moment), {name: float(value) for name, value in sums.items()}
   return found
 
 
@@ -304,9 +323,8 @@ def padded_batch(model):
   )
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_microbatches_leave_gradients_and_metrics_as_they_are(gradients, count):
-  moment, sums = gradients[count]
+def test_microbatches_leave_gradients_and_metrics_as_they_are(gradients):
+  moment, sums = gradients[4]
   whole, expected = gradients[1]
   assert distance(moment, whole) < 1e-6
   assert sums == pytest.approx(expected, rel=1e-6)

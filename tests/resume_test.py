@@ -1,13 +1,9 @@
 """A run that was killed, stopped or continued is, bit for bit, the run that was not."""
 
-import concurrent.futures
 import json
-import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -15,19 +11,21 @@ import pytest
 
 from md4vmd import build, partitioning, train, train_state, writers
 from md4vmd.checkpoints import Checkpoints
-from tests import shrunken
+from tests import commands, shrunken
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STEPS, EVERY = 60, 6
+STEPS, EVERY = 36, 6
 # Randomness of every kind: augmentation, draws, dropout, microbatches; and the optimizer's state.
 SETTINGS = [
   "--config.data.symmetries=True",
+  "--config.data.clues_max=4",
   "--config.network.width=16",
   "--config.network.depth=1",
   "--config.network.heads=2",
   "--config.network.dropout=0.1",
   "--config.optimizer.warmup_steps=5",
+  "--config.optimizer.shape=constant",  # one program for any number of steps
   "--config.run.batch_size=8",
   "--config.run.microbatches=2",
   "--config.run.log_every=1",
@@ -36,56 +34,17 @@ SETTINGS = [
 ]
 
 
-class Command:
+def start(server, workdir, steps=STEPS, every=EVERY, settings=()):
   """A training command in a process of its own."""
-
-  def __init__(self, workdir, cache, steps=STEPS, every=EVERY, settings=()):
-    self.workdir = workdir
-    environment = os.environ | {
-      "PYTHONPATH": str(shrunken.ROOT),
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(cache),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    arguments = [
-      "--config=configs/sudoku.py:4x4",
-      f"--workdir={workdir}",
-      f"--config.run.steps={steps}",
-      f"--config.run.checkpoint_every={every}",
-      *SETTINGS,
-      *settings,
-    ]
-    self.process = subprocess.Popen(
-      [sys.executable, "-m", "md4vmd.main", *arguments],
-      cwd=shrunken.ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  def finish(self):
-    """(status, stdout, stderr) at its end."""
-    out, err = self.process.communicate(timeout=300)
-    return self.process.returncode, out, err
-
-  def stop_when(self, condition):
-    """Halts the process at a moment at which the condition holds; it can still be continued."""
-    while self.process.poll() is None:
-      if condition(self.workdir):
-        self.process.send_signal(signal.SIGSTOP)
-        if condition(self.workdir):
-          return
-        self.process.send_signal(signal.SIGCONT)
-      time.sleep(0.0003)
-    pytest.fail(f"the run ended before it could be stopped: {self.finish()}")
-
-
-def succeed(command):
-  status, out, err = command.finish()
-  assert status == 0, err
-  return out
+  arguments = [
+    "--config=configs/sudoku.py:4x4",
+    f"--workdir={workdir}",
+    f"--config.run.steps={steps}",
+    f"--config.run.checkpoint_every={every}",
+    *SETTINGS,
+    *settings,
+  ]
+  return server.start(arguments)
 
 
 def steps_saved(workdir):
@@ -158,35 +117,35 @@ def check_same_end(workdir, straight):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
+def server(tmp_path_factory):
+  made = commands.Commands(tmp_path_factory.mktemp("commands"))
+  yield made
+  made.close()
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, cache):
+def straight(tmp_path_factory, server):
   """The workdir of a run without interruption."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
-  succeed(Command(workdir, cache))
+  start(server, workdir).succeed()
   assert steps_written(workdir) == list(range(1, STEPS + 1))
   return workdir
 
 
 @pytest.fixture(scope="module")
-def killed(straight, tmp_path_factory, cache):
+def killed(straight, tmp_path_factory, server):
   """moment -> (workdir, steps saved and metrics written at the kill, stdout of the second run)."""
 
   def kill_and_continue(moment):
     workdir = tmp_path_factory.mktemp("killed") / "run"
-    command = Command(workdir, cache)
-    command.stop_when(moment)
-    command.process.kill()
-    status, _, _ = command.finish()
-    assert status == -signal.SIGKILL
+    command = start(server, workdir)
+    command.stop_when(lambda: moment(workdir))
+    command.kill()
+    assert command.finish()[0] == -signal.SIGKILL
     left = steps_saved(workdir), steps_written(workdir)
-    return workdir, left, succeed(Command(workdir, cache))
+    return workdir, left, start(server, workdir).succeed()
 
-  with concurrent.futures.ThreadPoolExecutor(len(MOMENTS)) as pool:
-    return dict(zip(MOMENTS, pool.map(kill_and_continue, MOMENTS), strict=True))
+  return {moment: kill_and_continue(moment) for moment in MOMENTS}
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
@@ -200,51 +159,67 @@ def test_a_run_killed_at_any_moment_ends_as_the_straight_run(killed, straight, m
 
 
 def test_a_run_stopped_by_sigterm_saves_its_step_and_ends_as_the_straight_run(
-  straight, tmp_path, cache
+  straight, tmp_path, server
 ):
-  command = Command(tmp_path, cache, every=1000)
-  command.stop_when(has_written_metrics)
-  command.process.send_signal(signal.SIGTERM)
-  command.process.send_signal(signal.SIGCONT)
+  command = start(server, tmp_path, every=1000)
+  command.stop_when(lambda: has_written_metrics(tmp_path))
+  command.send_signal(signal.SIGTERM)
+  command.send_signal(signal.SIGCONT)
   status, out, _ = command.finish()
   assert status == train.PREEMPTED == 42
   stopped = int(re.search(r"Stopping at step (\d+) on SIGTERM", out)[1])
   assert stopped < STEPS
   assert steps_saved(tmp_path) == [stopped]
   assert steps_written(tmp_path) == list(range(1, stopped + 1))
-  assert f"Continuing from step {stopped}." in succeed(Command(tmp_path, cache, every=1000))
+  assert f"Continuing from step {stopped}." in start(server, tmp_path, every=1000).succeed()
   check_same_end(tmp_path, straight)
 
 
-def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, tmp_path, cache):
+def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, server):
   before, written = saved_bits(straight, STEPS), steps_written(straight)
-  assert f"Continuing from step {STEPS}." in succeed(Command(straight, cache))
+  assert f"Continuing from step {STEPS}." in start(server, straight).succeed()
   assert saved_bits(straight, STEPS) == before
   assert steps_written(straight) == written
 
 
-def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(tmp_path, cache):
-  assert Command(tmp_path, cache, steps=6, every=1).finish()[0] == 0
+def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(straight, tmp_path, server):
+  workdir = tmp_path / "run"
+  shutil.copytree(straight, workdir)
+  before = steps_saved(workdir)
+  assert before == [STEPS - 2 * EVERY, STEPS - EVERY, STEPS]
   settings = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
-  status, _, err = Command(tmp_path, cache, every=1, settings=settings).finish()
+  command = start(server, workdir, steps=STEPS + 9, every=1, settings=settings)
+  status, _, err = command.finish()
   assert status == 1
   lines = [line for line in err.splitlines() if "step/s" not in line and line]
   assert len(lines) == 1, err
   assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
-  saved = steps_saved(tmp_path)
-  assert saved == [4, 5, 6]
-  for step in saved:
-    for name, array in saved_bits(tmp_path, step).items():
+  assert steps_saved(workdir) == before
+  for step in before:
+    for name, array in saved_bits(workdir, step).items():
       if name != "position" and "step" not in name and "count" not in name:
         assert np.isfinite(np.frombuffer(array, np.float32)).all(), (step, name)
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of a run of 4 steps in this process."""
+  workdir = tmp_path_factory.mktemp("finished")
+  train.train(tiny_config(), workdir)
+  return workdir
+
+
+def tiny_config():
   config = shrunken.config("synthetic", "pairs")
   config.run.update({"steps": 4, "checkpoint_every": 4})
-  train.train(config, tmp_path)
-  return config, tmp_path
+  return config
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+  """(config, workdir) of that run, to be changed."""
+  shutil.copytree(finished, tmp_path / "run")
+  return tiny_config(), tmp_path / "run"
 
 
 def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):

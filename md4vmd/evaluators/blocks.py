@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import networks, rngs
+from md4vmd import networks, partitioning, rngs
 from md4vmd.build import Model, require_all, require_one_schedule
 from md4vmd.evaluators.enumeration import latent_values
 
@@ -125,12 +125,13 @@ class Blocks:
       sums_FxKxMxR = np.zeros((_FOLDS, 2, len(self.x_MxL), len(order)))
       for i in range(rounds):
         key_i = jax.random.fold_in(jax.random.fold_in(key, number), i)
-        mean_KxMxR, is_exact = self._reveal(
+        revealed = self._reveal(
           params, states.zt_UxL, states.state_M, is_revealed_RxL, key_i, count=count
         )
-        sums_FxKxMxR[i % _FOLDS] += np.asarray(mean_KxMxR, np.float64) / rounds
+        mean_KxMxR, is_exact = partitioning.to_host(revealed)
+        sums_FxKxMxR[i % _FOLDS] += mean_KxMxR.astype(np.float64) / rounds
         if is_exact:
-          sums_FxKxMxR[:] = np.asarray(mean_KxMxR, np.float64) / _FOLDS
+          sums_FxKxMxR[:] = mean_KxMxR.astype(np.float64) / _FOLDS
           break
       total = sums_FxKxMxR.sum(0)
       left_out = (total - sums_FxKxMxR) * _FOLDS / (_FOLDS - 1)

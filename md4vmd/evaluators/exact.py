@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import networks, samplers
+from md4vmd import networks, partitioning, samplers
 from md4vmd.build import Model, require_all
 from md4vmd.evaluators.enumeration import exact_log_prob
 
@@ -47,7 +47,7 @@ class Exact:
     entropy = -float(np.sum(q * np.log(q)))
     figures: dict[str, Any] = {"exact/entropy_nats": entropy}
     for count, times in self.times.items():
-      log_p = np.asarray(self._log_prob(params, times), np.float64)
+      log_p = np.asarray(partitioning.to_host(self._log_prob(params, times)), np.float64)
       cross_entropy = -float(q @ log_p)
       figures |= {
         f"exact/T{count}_nats": cross_entropy,

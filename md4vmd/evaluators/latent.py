@@ -51,8 +51,7 @@ class LatentUse:
           source,
           batch_size=size,
           limit=self.limit,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
+          **partitioning.share(self.model.mesh),
         )
       )
     )

@@ -33,8 +33,7 @@ def over(
     source,
     batch_size=model.run.batch_size,
     limit=limit,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    **partitioning.share(model.mesh),
   ):
     batch = partitioning.put_batch(model.mesh, arrays)
     measured, weight_B = partitioning.to_host((measure(batch), batch.weight_B))

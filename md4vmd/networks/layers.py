@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from md4vmd import numerics
 from md4vmd.forward import group_to_token
 from md4vmd.networks.reach import Reach
 
@@ -23,6 +24,19 @@ def parameter(
 ) -> jax.Array:
   """A float32 parameter with logical names on its axes; `partitioning.RULES` maps them."""
   return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  """Lays an activation out on the mesh in use by the logical names of its axes.
+
+  Unlike `nn.with_logical_constraint` it leaves an axis whole that the mesh does not divide, such as
+  the single token of a call behind a cache.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  spec = numerics.fitting(mesh, x.shape, nn.logical_to_mesh_axes(axes) or ())
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 class Dense(nn.Module):
@@ -295,7 +309,7 @@ class Block(nn.Module):
     mixed_BxLxD, new = attention(enter("attention"), cached, reach)
     x_BxLxD += drop(mixed_BxLxD) * modulation["gate_attention"]
     x_BxLxD += drop(mlp(enter("mlp"))) * modulation["gate_mlp"]
-    x_BxLxD = nn.with_logical_constraint(x_BxLxD, ("batch", "length", None))
+    x_BxLxD = constrain(x_BxLxD, ("batch", "length", None))
     return x_BxLxD, None if cached is None else new
 
 

@@ -204,7 +204,7 @@ class Trunk(nn.Module):
   def empty_cache(self, batch: int, length: int) -> Cache:
     """A cache with room for sequences of this length."""
     shape = (self.depth, batch, length, self.heads, self.width // self.heads)
-    empty = nn.with_logical_constraint(
+    empty = layers.constrain(
       jnp.zeros(shape, self.dtype), ("layers", "batch", "length", None, None)
     )
     return Cache(empty, empty, jnp.zeros((), jnp.int32))
@@ -299,7 +299,7 @@ class Trunk(nn.Module):
       x_BxLxE = layers.Dense(
         self.width, (None, "embed"), use_bias=True, dtype=dtype, name="embedding_map"
       )(x_BxLxE)
-    return nn.with_logical_constraint(x_BxLxE, ("batch", "length", None))
+    return layers.constrain(x_BxLxE, ("batch", "length", None))
 
 
 class Transformer(Trunk):

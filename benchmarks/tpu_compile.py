@@ -1,0 +1,212 @@
+"""The training step of a config, compiled for a TPU slice that is not there.
+
+  python -m benchmarks.tpu_compile --config=configs/text8.py:md4 --topology=v5e:4x4
+
+compiles `steps.train_step` with the config's own network, objective, optimizer, microbatches and
+mesh ahead of time, and prints what the compiler says: memory per chip, whether it fits, and the
+FLOPs and the bytes of collectives per step and chip. Nothing is estimated by hand, and nothing
+runs. It needs the compiler of the extra [tpu], no TPU, and none of the config's data: --vocab_size
+and --length describe it where the config does not.
+
+Several topologies with commas and --batch_per_device=8 make a table of weak scaling. Settings of
+the config are overridden as in training, for example --config.mesh.fsdp=-1 --config.mesh.data=1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from typing import Any
+
+from benchmarks import hlo, timing
+
+# What the examples are, by config.data.name, where the config itself does not say.
+_DATA = {
+  "text": {"vocab_size": 27},
+  "tokens": {"vocab_size": 50257},
+  "images": {"vocab_size": 256, "length": 3072},
+  "sudoku": {"vocab_size": 4, "length": 16},
+  "sudoku_csv": {"vocab_size": 9, "length": 81},
+}
+
+
+def topology_devices(name: str) -> list[Any]:
+  """The chips of a slice such as v5e:4x4, for programs to be compiled for.
+
+  Raises:
+    ValueError: no compiler for TPUs is installed, or it knows no such slice.
+  """
+  kind, _, shape = name.partition(":")
+  sides = [int(size) for size in re.findall(r"\d+", shape)]
+  chips = math.prod(sides) if sides else 0
+  # A host has 2 x 2 chips, but for slices that are smaller.
+  small = {"chips_per_host_bounds": (*sides, 1)[:3]} if 0 < chips < 4 else {}
+  # The compiler asks the metadata of a Cloud TPU machine for these, and waits.
+  os.environ |= {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": f"{kind.replace('v5e', 'v5litepod')}-{chips}",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used, so no other process is in the way
+  }
+  from jax.experimental import topologies
+
+  try:
+    return list(topologies.get_topology_desc(name, "tpu", **small).devices)
+  except Exception as error:
+    raise ValueError(
+      f"cannot describe the slice '{name}' ({str(error).splitlines()[0]}); names are like v5e:4x4, "
+      "and pip install '.[tpu]' installs the compiler"
+    ) from error
+
+
+def stand_in(config: Any, vocab_size: int | None, length: int | None):
+  """A dataset without examples, with the vocabulary and length of the config's.
+
+  Raises:
+    ValueError: the config does not say them.
+  """
+  from md4vmd.data import Dataset
+
+  known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
+  if config.data.get("length"):
+    known["length"] = config.data.length
+  known |= {key: value for key, value in (("vocab_size", vocab_size), ("length", length)) if value}
+  missing = {"vocab_size", "length"} - known.keys()
+  if missing:
+    raise ValueError(f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in missing)}")
+  return Dataset(splits={}, about="a stand-in", **known)
+
+
+def compile_step(config: Any, dataset: Any, devices: list[Any]):
+  """The compiled training step on these devices, with the shardings that training would use."""
+  import jax
+  import jax.numpy as jnp
+
+  from md4vmd import build, partitioning, train, train_state
+  from md4vmd.interfaces import Batch
+
+  model = build.model(config, stand_in=dataset, devices=devices)
+  with partitioning.use(model.mesh):
+    state = train_state.abstract(model)
+    rows, length = model.run.batch_size, dataset.length
+    array: Any = lambda shape, dtype: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=partitioning.of_batch(model.mesh)
+    )
+    batch = Batch(
+      array((rows, length), jnp.int32),
+      array((rows,), jnp.float32),
+      array((rows,), jnp.int32),
+      label_B=array((rows,), jnp.int32) if getattr(model.network, "classes", 0) else None,
+    )
+    return train.compiled_step(model).lower(state, batch).compile()
+
+
+def measure(config: Any, dataset: Any, topology: str) -> dict[str, float]:
+  """Figures of one slice, per chip and step; `fits` is 0 where the compiler ran out of memory."""
+  import jax
+
+  devices = topology_devices(topology)
+  figures: dict[str, float] = {"chips": len(devices), "batch": config.run.batch_size}
+  try:
+    compiled = compile_step(config, dataset, devices)
+  except jax.errors.JaxRuntimeError as error:
+    used = re.search(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)([MG])", str(error))
+    if not used:
+      raise
+    scale = {"M": 1e6, "G": 1e9}
+    needed, limit = (float(used[i]) * scale[used[i + 1]] for i in (1, 3))
+    return figures | {"fits": 0, "memory_bytes": needed, "limit_bytes": limit}
+  memory = compiled.memory_analysis()
+  counted = hlo.cost(compiled.as_text())
+  arguments = memory.argument_size_in_bytes
+  figures |= {
+    "fits": 1,
+    "memory_bytes": arguments
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes,
+    "state_bytes": arguments,
+    "temp_bytes": memory.temp_size_in_bytes,
+    "matrix_flops": counted.matrix_flops,
+    "collective_bytes": counted.bytes,
+    "collectives": counted.collectives,
+    "open_loops": counted.open_loops,
+  }
+  return figures | {f"{kind}_bytes": size for kind, size in counted.collective_bytes.items()}
+
+
+def parse_config(arguments: list[str]) -> Any:
+  """The config of --config=... and --config.key=value, as the trainer reads them."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  from md4vmd import main as command_line
+
+  for argument in arguments:
+    if argument.startswith("--config="):
+      command_line.find_config(argument.partition("=")[2].partition(":")[0])
+  values, line = flags.FlagValues(), ["tpu_compile", *arguments]
+  config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=line)
+  values(line)
+  loaded: Any = values["config"].value
+  if loaded is None:
+    raise ValueError("no --config given; try --config=configs/text8.py:md4")
+  return loaded
+
+
+HEADER = ("slice", "chips", "batch", "fits", "GB", "state GB", "TFLOP", "collective GB", "count")
+
+
+def row(topology: str, figures: dict[str, float]) -> list[Any]:
+  """A line of the table."""
+  if not figures["fits"]:
+    over = f"no: {figures['memory_bytes'] / 1e9:.1f} of {figures['limit_bytes'] / 1e9:.1f} GB"
+    return [topology, int(figures["chips"]), int(figures["batch"]), over, *[""] * 5]
+  return [
+    topology,
+    int(figures["chips"]),
+    int(figures["batch"]),
+    "yes",
+    f"{figures['memory_bytes'] / 1e9:.2f}",
+    f"{figures['state_bytes'] / 1e9:.3f}",
+    f"{figures['matrix_flops'] / 1e12:.3f}",
+    f"{figures['collective_bytes'] / 1e9:.3f}",
+    int(figures["collectives"]),
+  ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = timing.parser(__doc__)
+  parser.add_argument("--topology", default="v5e:4x4", help="slices, with commas between them")
+  parser.add_argument("--vocab_size", type=int, help="of data that is not there")
+  parser.add_argument("--length", type=int, help="tokens of a sequence, likewise")
+  parser.add_argument("--batch_per_device", type=int, help="in place of run.batch_size")
+  options, rest = parser.parse_known_args(arguments)
+  try:
+    figures, rows = {}, []
+    for topology in options.topology.split(","):
+      config = parse_config(rest)
+      if options.batch_per_device:
+        config.run.batch_size = options.batch_per_device * len(topology_devices(topology))
+      dataset = stand_in(config, options.vocab_size, options.length)
+      found = measure(config, dataset, topology)
+      rows.append(row(topology, found))
+      figures |= {f"{topology}/{name}": value for name, value in found.items()}
+      timing.say(timing.table(HEADER, rows[-1:]))
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+  if len(rows) > 1:
+    timing.say("")
+    timing.say(timing.table(HEADER, rows))
+  timing.finish(figures, options.json)
+  if not all(found for name, found in figures.items() if name.endswith("/fits")):
+    sys.exit(3)
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  main()

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice: asks for the slice, installs on all workers, starts the same command
+# on each, and gives the slice back.
+#
+#   launch/tpu_pod.sh [--dry-run] ACTION [-- --config=configs/owt.py --workdir=gs://BUCKET/runs/owt]
+#
+# ACTION is one of
+#   create    queue a request for the slice and wait until it is there
+#   setup     copy this checkout to all workers and install it
+#   run       start `python -m md4vmd.main` with what follows `--` on all workers
+#   stop      send SIGTERM to it: all workers save the same step and end
+#   delete    give the slice back
+#   all       create, setup, run; starts again where a preempted slice ended the run; then delete
+#
+# The environment says which slice: NAME, ZONE, TYPE (v5litepod-16), VERSION (v2-alpha-tpuv5-lite),
+# PROJECT if it is not gcloud's own, SPOT=1 for capacity that may be taken back, FOLDER for a
+# workdir that all workers see (a mounted bucket or NFS).
+set -euo pipefail
+
+NAME="${NAME:-md4vmd}" ZONE="${ZONE:-us-central1-a}" TYPE="${TYPE:-v5litepod-16}"
+VERSION="${VERSION:-v2-alpha-tpuv5-lite}"
+dry_run=false
+if [ "${1:-}" = --dry-run ]; then dry_run=true; shift; fi
+action="${1:-}"
+[ $# -gt 0 ] && shift
+if [ "${1:-}" = -- ]; then shift; fi
+
+where=("--zone=$ZONE")
+if [ "${PROJECT:-}" ]; then where+=("--project=$PROJECT"); fi
+
+call() {
+  if $dry_run; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+on_all_workers() {
+  call gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all "--command=$1"
+}
+
+create() {
+  local spot=()
+  if [ "${SPOT:-}" ]; then spot=(--spot); fi
+  call gcloud compute tpus queued-resources create "$NAME" "${where[@]}" "--node-id=$NAME" \
+    "--accelerator-type=$TYPE" "--runtime-version=$VERSION" "${spot[@]}"
+  if $dry_run; then return; fi
+  local state
+  while true; do
+    state="$(gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
+      '--format=value(state.state)')"
+    case "$state" in
+      ACTIVE) return ;;
+      FAILED | SUSPENDED) echo "error: the request for $NAME is $state" >&2; return 1 ;;
+    esac
+    sleep "${POLL_SECONDS:-30}"
+  done
+}
+
+setup() {
+  local archive="${TMPDIR:-/tmp}/md4vmd-$NAME.tgz"
+  call git -C "$(dirname "$0")/.." archive --format=tgz "--output=$archive" HEAD
+  call gcloud compute tpus tpu-vm scp "$archive" "$NAME:md4vmd.tgz" "${where[@]}" --worker=all
+  on_all_workers "mkdir -p md4vmd && tar -xzf md4vmd.tgz -C md4vmd && cd md4vmd && \
+python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
+}
+
+run() {
+  if [ $# -eq 0 ]; then
+    echo "error: nothing to run; give -- --config=configs/owt.py --workdir=FOLDER" >&2
+    return 2
+  fi
+  local arguments
+  arguments="$(printf '%q ' "$@")"
+  # Asynchronous collectives: the gather of a layer's parameters overlaps the layer before it.
+  on_all_workers "cd md4vmd && echo \$\$ > pid && \
+export JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/jax && \
+export LIBTPU_INIT_ARGS='--xla_tpu_enable_async_collective_fusion=true \
+--xla_tpu_overlap_compute_collective_tc=true' && \
+exec .venv/bin/python -m md4vmd.main --coordinator=auto $arguments"
+}
+
+stop() {
+  on_all_workers "kill -TERM \$(cat md4vmd/pid)"
+}
+
+delete() {
+  call gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
+}
+
+all() {
+  local restarts status
+  for ((restarts = 0; restarts <= ${MOST_RESTARTS:-100}; restarts++)); do
+    create
+    setup
+    status=0
+    run "$@" || status=$?
+    # 42: stopped on SIGTERM, its state saved; 255: the connection broke with the slice.
+    if [ "$status" -ne 42 ] && [ "$status" -ne 255 ]; then break; fi
+    echo "the slice was taken back; asking for another to continue from the newest checkpoint" >&2
+    delete
+  done
+  delete
+  return "$status"
+}
+
+case "$action" in
+  create | setup | stop | delete) "$action" ;;
+  run | all) "$action" "$@" ;;
+  *) echo "error: unknown action '$action'; use create, setup, run, stop, delete or all" >&2; exit 2 ;;
+esac
