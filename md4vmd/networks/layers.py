@@ -115,6 +115,38 @@ class LatentEmbedding(nn.Module):
     return Dense(self.features, ("mlp", None), use_bias=True, name="down")(nn.swish(up))
 
 
+def condition(
+  network: Any,
+  zt_BxL: jax.Array,
+  t_BxG: jax.Array | None,
+  label_B: jax.Array | None,
+  latent_BxGxZ: jax.Array | None,
+) -> jax.Array | None:
+  """condition_BxGxC: embeddings of the time, the label and the latent, summed; None for none.
+
+  It is called within a compact method of a network with the attributes vocab_size,
+  time_conditioning, condition_width and classes.
+
+  Raises:
+    ValueError: the network needs an input that is missing, or has no use for one.
+  """
+  if network.time_conditioning and t_BxG is None:
+    raise ValueError("a network with time_conditioning needs the time t_BxG")
+  if (label_B is not None) != bool(network.classes):
+    raise ValueError(
+      f"a network of {network.classes} classes got {'no labels' if label_B is None else 'labels'}"
+    )
+  parts, width = [], network.condition_width
+  if network.time_conditioning:
+    parts.append(TimeEmbedding(width, name="time")(t_BxG))
+  if network.classes:
+    parts.append(nn.Embed(network.classes, width, name="label")(label_B)[:, None, :])
+  if latent_BxGxZ is not None:
+    is_masked_BxL = zt_BxL == network.vocab_size
+    parts.append(LatentEmbedding(width, name="latent")(latent_BxGxZ, is_masked_BxL))
+  return sum(parts[1:], start=parts[0]) if parts else None
+
+
 class Modulation(nn.Module):
   """Chunks of per-feature shift, scale and gate, from the condition (adaLN, arXiv 2212.09748).
 

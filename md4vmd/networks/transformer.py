@@ -162,7 +162,8 @@ class Trunk(nn.Module):
       tokens_BxN = jnp.concatenate([zt_BxL, clean_BxL], axis=1)
       groups = zt_BxL.shape[1] // (self.block_size or 1)
       t_BxG, latent_BxGxZ = (_then_zeros(each, groups) for each in (t_BxG, latent_BxGxZ))
-    condition_BxGxC = self._condition(tokens_BxN, t_BxG, label_B, latent_BxGxZ)
+    entering = None if self.latent_tokens else latent_BxGxZ
+    condition_BxGxC = layers.condition(self, tokens_BxN, t_BxG, label_B, entering)
     x_BxLxD = self._embed(tokens_BxN, dtype)
     if self.absolute_positions:
       x_BxLxD += self._positions(zt_BxL.shape[1], reach, cache).astype(dtype)[None]
@@ -268,26 +269,6 @@ class Trunk(nn.Module):
     )(latent_BxGxZ)
     tokens_BxKxD = tokens_Bx1xKD.reshape(x_BxLxD.shape[0], self.latent_tokens, self.width)
     return jnp.concatenate([tokens_BxKxD.astype(x_BxLxD.dtype), x_BxLxD], axis=1)
-
-  def _condition(self, zt_BxL, t_BxG, label_B, latent_BxGxZ):
-    if self.time_conditioning and t_BxG is None:
-      raise ValueError("a network with time_conditioning needs the time t_BxG")
-    if (label_B is not None) != bool(self.classes):
-      raise ValueError(
-        f"a network of {self.classes} classes got {'no labels' if label_B is None else 'labels'}"
-      )
-    parts = []
-    if self.time_conditioning:
-      parts.append(layers.TimeEmbedding(self.condition_width, name="time")(t_BxG))
-    if self.classes:
-      label_BxC = nn.Embed(self.classes, self.condition_width, name="label")(label_B)
-      parts.append(label_BxC[:, None, :])
-    if self.latent_width and not self.latent_tokens:
-      is_masked_BxL = zt_BxL == self.vocab_size
-      parts.append(
-        layers.LatentEmbedding(self.condition_width, name="latent")(latent_BxGxZ, is_masked_BxL)
-      )
-    return sum(parts[1:], start=parts[0]) if parts else None
 
   def _embed(self, zt_BxL, dtype):
     width = self.embedding_width or self.width
