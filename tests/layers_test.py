@@ -18,9 +18,10 @@ FLOORS = {
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "checkpoints", "writers",
-      "pictures"),
+      "pictures", "image_grids"),
   4: ("build", "steps"),
-  5: ("train_state", "evaluators", "train", "evaluate", "sample", "report"),
+  5: ("train_state", "evaluators", "train", "evaluate", "sample", "sample_files",
+      "report"),
   6: ("main",),
 }  # fmt: skip
 
@@ -30,7 +31,7 @@ SAME_FLOOR = {
   "numerics": ("row_losses",),
   "train": ("evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
-  "sample": ("train_state",),
+  "sample": ("sample_files", "train_state"),
 }
 
 # (library, who may import it): what the library is for, and why nobody else needs it.
@@ -38,7 +39,7 @@ OWNERS = {
   "ml_collections": ("build", "train", "evaluate", "sample", "main"),  # only build reads values
   "orbax": ("checkpoints",),
   "tensorboardX": ("writers",),
-  "PIL": ("pictures",),
+  "PIL": ("pictures", "image_grids", "data"),
   "matplotlib": ("report",),
   "grain": ("data",),
   "optax": ("optim", "steps"),
@@ -48,6 +49,7 @@ OWNERS = {
 FREE_OF = {  # what a package must work without
   "data": ("jax", "flax", "optax"),
   "pictures": ("jax", "flax"),
+  "image_grids": ("jax", "flax"),
   "metrics": ("jax", "flax"),
 }
 

@@ -5,12 +5,19 @@ its section of the config, `name` apart, are the arguments of its constructor.
 """
 
 from md4vmd.data.base import Dataset, Source
+from md4vmd.data.images import Images
 from md4vmd.data.loader import evaluation_batches, train_batches
 from md4vmd.data.sudoku import Sudoku
 from md4vmd.data.sudoku_csv import SudokuCsv
 from md4vmd.data.synthetic import Synthetic
 from md4vmd.data.text import Text
 
-TABLE = {"sudoku": Sudoku, "sudoku_csv": SudokuCsv, "synthetic": Synthetic, "text": Text}
+TABLE = {
+  "images": Images,
+  "sudoku": Sudoku,
+  "sudoku_csv": SudokuCsv,
+  "synthetic": Synthetic,
+  "text": Text,
+}
 
 __all__ = ["TABLE", "Dataset", "Source", "evaluation_batches", "train_batches"]

@@ -23,6 +23,7 @@ _BLOCK = {
   "Dense_0/bias": ("modulation", "dense", "bias"),
 }
 
+
 def import_md4(tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
   """Parameters that compute what MD4's denoisers of text or images compute.
 
@@ -34,7 +35,7 @@ def import_md4(tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     config: the network section that describes the same architecture, or a config that holds it
       as `network`. Of its keys those that the shapes of the tree determine are checked where they
       are present: name, vocab_size, width, depth, condition_width, embedding_width; of images also
-      conditioned_norms, and middle_width, middle_depth and patch.
+      conditioned_norms, and middle_width, middle_depth and middle_patch.
 
   Returns:
     A nested dict of numpy arrays; the vocabulary is padded.

@@ -50,7 +50,7 @@ def architecture(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     dit = f"{ROOT}DiT_0/"
     patch = flat[f"{dit}x_embedder/proj/kernel"].shape
     found["middle_depth"] = len({key.split("/")[3] for key in flat if f"{dit}blocks_" in key})
-    found |= {"middle_width": patch[3], "patch": patch[0]}
+    found |= {"middle_width": patch[3], "middle_patch": patch[0]}
   return found
 
 
@@ -85,7 +85,9 @@ def _places(found: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
   source, target = "SelfAttention_0/", ("middle_attention",)
   yield from _norm(source, 0, (*target, "norm"), by_condition=False)
   for part in ("query", "key", "value", "out"):
-    yield from _dense(f"{source}MultiHeadDotProductAttention_0/{part}", (*target, "attention", part))
+    yield from _dense(
+      f"{source}MultiHeadDotProductAttention_0/{part}", (*target, "attention", part)
+    )
 
 
 def _block(source: str, name: str, by_condition: bool) -> Iterator[tuple[str, Path]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from md4vmd.networks import conv, layers
 from md4vmd.networks.conv_head import ConvPrediction
-from md4vmd.networks.head import padded
+from md4vmd.networks.head import HeadPrediction, padded
 from md4vmd.networks.transformer import REMAT
 
 
@@ -30,6 +30,10 @@ class ImageTrunk(nn.Module):
     time_conditioning: whether the network sees t.
     condition_width: features of the time and label embedding.
     embedding_width: features of a channel's embedding; `width` if None.
+    patch: side of the squares of pixels that share one place of the feature maps.
+    head_width: None ends in a 3x3 convolution to V logits per channel. A number gives each token
+      so many features and all of them one matrix to V logits, which is cheaper and is applied to
+      masked tokens only.
     ordinal: adds a map of sinusoids of the value to its embedding, so that near values look alike.
     absolute_positions: adds a learned vector per pixel. Without it an all-masked image looks the
       same everywhere but near its border.
@@ -51,6 +55,8 @@ class ImageTrunk(nn.Module):
   time_conditioning: bool = True
   condition_width: int = 128
   embedding_width: int | None = None
+  patch: int = 1
+  head_width: int | None = None
   ordinal: bool = False
   absolute_positions: bool = False
   conditioned_norms: bool = False
@@ -69,7 +75,13 @@ class ImageTrunk(nn.Module):
       raise ValueError(
         "network 'unet' and 'uvit' read images and this data has none; set network.name=transformer"
       )
+    height, width, _ = self.image_shape
     rules = [
+      (
+        self.patch >= 1 and height % self.patch == width % self.patch == 0,
+        f"patch {self.patch} must divide images of {height} x {width}",
+      ),
+      (self.head_width is None or self.head_width >= 1, f"head_width {self.head_width} is below 1"),
       (self.width >= 1, f"width {self.width} must be at least 1"),
       (self.depth >= 1, f"depth {self.depth} must be at least 1"),
       (
@@ -92,6 +104,12 @@ class ImageTrunk(nn.Module):
   @property
   def _middle_width(self) -> int:
     return self.width
+
+  @property
+  def _grid(self) -> tuple[int, int, int]:
+    """(rows, columns, tokens of a place) of the feature maps."""
+    height, width, channels = self.image_shape or (0, 0, 0)
+    return height // self.patch, width // self.patch, channels * self.patch**2
 
   def features(
     self,
@@ -133,20 +151,19 @@ class ImageTrunk(nn.Module):
 
   def _enter(self, zt_BxL, marked_BxL):
     """The feature map [B, H, W, width] of the tokens."""
-    assert self.image_shape is not None
-    batch, dtype = zt_BxL.shape[0], jnp.dtype(self.dtype)
-    if zt_BxL.shape[1] != math.prod(self.image_shape):
+    dtype = jnp.dtype(self.dtype)
+    if zt_BxL.shape[1] != math.prod(self._grid):
       raise ValueError(
         f"{zt_BxL.shape[1]} tokens are no image of {self.image_shape} (height, width, channels)"
       )
     table_PxE = self._table()
-    height, width, channels = self.image_shape
-    image = (batch, height, width, channels * table_PxE.shape[1])
-    h = jnp.take(table_PxE, zt_BxL, axis=0).astype(dtype).reshape(image)
+    height, width, _ = self._grid
+    h_BxLxE = jnp.take(table_PxE, zt_BxL, axis=0).astype(dtype)
+    h = self._to_grid(h_BxLxE)
     h = nn.with_logical_constraint(h, ("batch", None, None, None))
     h = conv.Conv(self.width, dtype=dtype, name="conv_in")(h)
     if marked_BxL is not None:
-      marked = marked_BxL.astype(dtype).reshape(batch, *self.image_shape)
+      marked = self._to_grid(marked_BxL[:, :, None].astype(dtype))
       h += layers.Dense(self.width, (None, None), dtype=dtype, name="mark")(marked)
     if self.absolute_positions:
       place_HxWxD = layers.parameter(
@@ -154,6 +171,20 @@ class ImageTrunk(nn.Module):
       )
       h += place_HxWxD.astype(dtype)[None]
     return h
+
+  def _to_grid(self, x_BxLxE):
+    """The features of the tokens of each place side by side, [B, rows, columns, tokens E]."""
+    rows, columns, _ = self._grid
+    side = self.patch
+    x = x_BxLxE.reshape(x_BxLxE.shape[0], rows, side, columns, -1)
+    return x.swapaxes(2, 3).reshape(x_BxLxE.shape[0], rows, columns, -1)
+
+  def _from_grid(self, x_BxHxWxE):
+    """The inverse of `_to_grid`, [B, L, E / tokens]."""
+    rows, columns, tokens = self._grid
+    side = self.patch
+    x = x_BxHxWxE.reshape(x_BxHxWxE.shape[0], rows, columns, side, -1).swapaxes(2, 3)
+    return x.reshape(x_BxHxWxE.shape[0], rows * columns * tokens, -1)
 
   def _table(self):
     """Embeddings of the ids, [P, E]."""
@@ -192,13 +223,27 @@ class UNet(ImageTrunk):
     label_B: jax.Array | None = None,
     latent_BxGxZ: jax.Array | None = None,
     deterministic: bool = True,
-  ) -> ConvPrediction:
+  ) -> ConvPrediction | HeadPrediction:
     """Predicts every token of zt_BxL; see `ImageTrunk.features` for the inputs."""
-    assert self.image_shape is not None
     hidden_BxHxWxD = self.features(
       zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
     )
-    outputs = self.image_shape[2] * self.vocab_size
+    tokens = self._grid[2]
+    if self.head_width:
+      split = layers.Dense(
+        tokens * self.head_width,
+        ("embed", None),
+        use_bias=True,
+        dtype=jnp.dtype(self.dtype),
+        name="tokens",
+      )
+      shape = (self.head_width, padded(self.vocab_size))
+      kernel_DxP = layers.parameter(
+        self, "head", nn.initializers.normal(0.02), ("embed", "vocab"), shape
+      )
+      hidden_BxLxD = self._from_grid(split(hidden_BxHxWxD))
+      return HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
+    outputs = tokens * self.vocab_size
     shape, zeros = (3, 3, self.width, outputs), nn.initializers.zeros
     kernel = layers.parameter(self, "head", zeros, (None, None, "embed", None), shape)
     bias_CV = layers.parameter(self, "head_bias", zeros, (None,), (outputs,))
@@ -220,6 +265,7 @@ class UNet(ImageTrunk):
       heads=heads or 1,
       time_conditioning=False,
       embedding_width=self.embedding_width,
+      patch=self.patch,
       ordinal=self.ordinal,
       classes=self.classes,
       dtype=self.dtype,
@@ -236,23 +282,24 @@ class UViT(UNet):
     heads: attention heads of the transformer.
     middle_width: its features.
     middle_depth: its blocks.
-    patch: side of its patches.
+    middle_patch: side of its patches, in places of the feature maps.
   """
 
   conditioned_norms: bool = True
   heads: int = 12
   middle_width: int = 768
   middle_depth: int = 12
-  patch: int = 2
+  middle_patch: int = 2
 
   def __post_init__(self):
-    height, width, _ = self.image_shape or (0, 0, 0)
-    if self.patch < 1 or height % self.patch or width % self.patch or self.middle_depth < 1:
-      raise ValueError(
-        f"network patch {self.patch} must divide images of {height} x {width} and middle_depth "
-        f"{self.middle_depth} must be at least 1"
-      )
     super().__post_init__()
+    rows, columns, _ = self._grid
+    side = self.middle_patch
+    if side < 1 or rows % side or columns % side or self.middle_depth < 1:
+      raise ValueError(
+        f"network middle_patch {side} must divide feature maps of {rows} x {columns} and "
+        f"middle_depth {self.middle_depth} must be at least 1"
+      )
 
   @property
   def _middle_width(self) -> int:
@@ -267,7 +314,7 @@ class UViT(UNet):
       self.middle_width,
       self.middle_depth,
       self.heads,
-      self.patch,
+      self.middle_patch,
       self.dropout,
       jnp.dtype(self.dtype),
       block,
