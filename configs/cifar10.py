@@ -43,8 +43,8 @@ def get_config(variant: str = "small"):
     config.network.update({"width": 64, "depth": 2, "patch": 2, "head_width": 32, "ordinal": True})
     config.network.update({"embedding_width": 16, "condition_width": 64})
     config.network.time_conditioning = False
-    config.optimizer.update({"learning_rate": 2e-3, "weight_decay": 0.03, "ema": 0.99})
-    config.run.update({"steps": 3000, "batch_size": 8, "log_every": 100, "checkpoint_every": 250})
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "ema": 0.99})
+    config.run.update({"steps": 2000, "batch_size": 8, "log_every": 100, "checkpoint_every": 250})
     config.evaluators.likelihood.draws = 4
     return config
   config.network.update({"width": 128, "depth": 32, "condition_width": 128})

@@ -317,6 +317,54 @@ class Transformer(Trunk):
     prediction = HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
     return prediction if extended is None else (prediction, extended)
 
+  def with_latent(self, width: int, tokens: int) -> Transformer:
+    """The same network with a latent of this width, which joins the condition or is tokens."""
+    return self.clone(
+      latent_width=width, latent_tokens=tokens, absolute_positions=True, parent=None
+    )
+
+  def reader(self, size: int, *, depth: int | None, width: int | None, heads: int | None) -> Reader:
+    """A network of the same kind that reads raw parameters; its shape is this one's where None."""
+    return Reader(
+      vocab_size=self.vocab_size,
+      width=width or self.width,
+      depth=depth or self.depth,
+      heads=heads or self.heads,
+      mlp=self.mlp,
+      time_conditioning=False,
+      classes=self.classes,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention=self.attention,
+      size=size,
+    )
+
+
+class Reader(Trunk):
+  """Raw parameters of a distribution per group, read off the mean features of its tokens.
+
+  Attributes:
+    size: numbers per group; they start at 0.
+  """
+
+  size: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    zt_BxL: jax.Array,
+    marked_BxL: jax.Array,
+    groups: int,
+    label_B: jax.Array | None = None,
+  ) -> jax.Array:
+    """raw_BxGxS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
+    hidden_BxLxD, _ = self.hidden(
+      zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
+    )
+    mean_BxGxD = hidden_BxLxD.reshape(zt_BxL.shape[0], groups, -1, self.width).mean(2)
+    raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
+    return raw(mean_BxGxD.astype(jnp.float32))
+
 
 def _then_zeros(values: jax.Array | None, groups: int) -> jax.Array | None:
   """[B, G or 1, ...] as [B, 2G, ...]: the values of the noisy groups, and 0 for the clean ones."""

@@ -255,14 +255,16 @@ class UNet(ImageTrunk):
       raise ValueError(f"latent.tokens is {tokens}; the latent of a U-Net joins the time: set 0")
     return self.clone(latent_width=width, absolute_positions=True, parent=None)
 
-  def reader(self, size: int, *, depth: int | None, width: int | None, heads: int | None):
-    """A U-Net that reads raw parameters of a distribution off an image."""
+  def reader(
+    self, size: int, *, depth: int | None, width: int | None, heads: int | None
+  ) -> ImageReader:
+    """A U-Net that reads raw parameters off an image; its shape is this one's where None."""
     return ImageReader(
       vocab_size=self.vocab_size,
       image_shape=self.image_shape,
       width=width or self.width,
       depth=depth or self.depth,
-      heads=heads or 1,
+      heads=heads or UNet.heads,
       time_conditioning=False,
       embedding_width=self.embedding_width,
       patch=self.patch,
