@@ -32,6 +32,19 @@ LIKE_ANOTHER = {
   ("synthetic", "vmd-pairs"),
   ("synthetic", "vmd-pairs_skewed"),
   ("synthetic", "vmd-d2"),
+  ("cifar10", "md4"),
+  ("cifar10", "class"),
+  ("cifar10", "genmd4"),
+  ("cifar10", "vmd"),
+  ("imagenet64", "small"),
+  ("imagenet64", "md4"),
+  ("imagenet64", "class"),
+  ("imagenet64", "genmd4"),
+  ("imagenet64", "vmd"),
+  ("mnist", "small"),
+  ("mnist", "genmd4"),
+  ("mnist", "vmd"),
+  ("mnist", "transformer"),
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),
@@ -63,6 +76,8 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   module = importlib.import_module(f"configs.{name}")
   full = module.get_config(variant) if variant else module.get_config()
   full.network.update({"width": 16, "depth": 1, "heads": 2})
+  if "middle_width" in full.network:
+    full.network.update({"middle_width": 16, "middle_depth": 1})
   if full.network.condition_width is not None:
     full.network.condition_width = 8
   # A constant rate, so that the same program serves runs of any number of steps.
@@ -87,6 +102,9 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
     full.data.update({"path": path or str(write_puzzles(folder)), "valid_fraction": 0.25})
   elif full.data.name == "text":
     full.data.update({"path": path or str(write_text(folder)), "length": 16})
+  elif full.data.name == "images":
+    full.data.path = path or str(write_images(folder, 1 if name == "mnist" else 3))
+    full.sampler.count = 3
   return full
 
 
@@ -111,6 +129,19 @@ def write_text(folder: pathlib.Path, count: int = 2950) -> pathlib.Path:
   text = " ".join(rng.choice(words, count))[:count]
   path = folder / "words.txt"
   path.write_text(text)
+  return path
+
+
+def write_images(folder: pathlib.Path, channels: int) -> pathlib.Path:
+  """An npz of images of 8x8 that get brighter to the right, with labels 0 to 2."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (("train", 24), ("valid", 6)):
+    noise = rng.integers(30, size=(count, 8, 8, channels))
+    arrays[f"{split}_images"] = (noise + 20 * np.arange(8)[:, None]).astype(np.uint8)
+    arrays[f"{split}_labels"] = np.arange(count) % 3
+  path = folder / "images.npz"
+  np.savez(path, **arrays)
   return path
 
 

@@ -12,12 +12,13 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from md4vmd.data.base import Arrays, Item, Source, require
 
@@ -278,7 +279,7 @@ class Records:
 
   def __init__(self, file: Path, size: int, *, has_labels: bool):
     self.file, self.size, self.has_labels = file, size, has_labels
-    self._records = grain.sources.ArrayRecordDataSource(str(file))
+    self._records: Any = grain.sources.ArrayRecordDataSource(str(file))
 
   def __len__(self) -> int:
     """Number of examples."""
@@ -293,14 +294,18 @@ class Records:
       record=index,
       bytes=len(record),
     )
-    label = np.int32(_LABEL.unpack_from(record)[0])
-    item = {"x": np.frombuffer(record, np.uint8, offset=_LABEL.size).astype(np.int32)}
-    return item | ({"label": label} if self.has_labels else {})
+    item: Item = {"x": np.frombuffer(record, np.uint8, offset=_LABEL.size).astype(np.int32)}
+    if self.has_labels:
+      item["label"] = np.asarray(_LABEL.unpack_from(record)[0], np.int32)
+    return item
 
 
-def record(image_HxWxC: np.ndarray, label: int) -> bytes:
-  """The record that `Records` reads."""
-  return _LABEL.pack(label) + np.ascontiguousarray(image_HxWxC, np.uint8).tobytes()
+def write_records(file: Path, pairs: Iterable[tuple[np.ndarray, int]]) -> None:
+  """Writes (uint8 image, label) pairs as the records that `Records` reads, any of them at once."""
+  writer = ArrayRecordWriter(str(file), "group_size:1")
+  for image_HxWxC, label in pairs:
+    writer.write(_LABEL.pack(label) + np.ascontiguousarray(image_HxWxC, np.uint8).tobytes())
+  writer.close()
 
 
 def write_index(folder: Path, shape: tuple[int, ...], classes: int) -> None:
@@ -338,15 +343,17 @@ class _Prepared:
 
   def __getitem__(self, index: int) -> Item:
     example = self._source[index]
-    item = {"x": np.asarray(example["image"], np.uint8).reshape(-1).astype(np.int32)}
-    return item | ({"label": np.int32(example["label"])} if self._has_labels else {})
+    item: Item = {"x": np.asarray(example["image"], np.uint8).reshape(-1).astype(np.int32)}
+    if self._has_labels:
+      item["label"] = np.asarray(example["label"], np.int32)
+    return item
 
 
 def read_tfds(name: str) -> Images:
   """A set that tensorflow_datasets has prepared as ArrayRecord on this machine; no TensorFlow."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder(name)
+  builder: Any = tfds.builder(name)
   held_out = "validation" if "validation" in builder.info.splits else "test"
   features = builder.info.features
   shape = tuple(features["image"].shape)
@@ -357,7 +364,7 @@ def read_tfds(name: str) -> Images:
     split: _Prepared(builder.as_data_source(split=theirs), classes > 0)
     for split, theirs in names.items()
   }
-  return Images(splits, shape, classes)  # pyright: ignore[reportArgumentType]
+  return Images(splits, shape, classes)
 
 
 def _is_folder_with(*names: str) -> Callable[[str], bool]:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from md4vmd import numerics, row_losses
-from md4vmd.networks.conv import convolve
 
 _MOST_LOGITS = 11 * 2**20  # elements of the float32 logits of one chunk: 44 MiB
 
@@ -72,7 +71,7 @@ class ConvPrediction:
       batch, length = where_BxL.shape
 
       def evaluate(images_K):
-        logits_NxV = _logits(_pick(hidden_BxHxWxD, images_K), *head, self.vocab_size)
+        logits_NxV = _logits(_pick(hidden_BxHxWxD, images_K), head, self.vocab_size)
         leaves = function(logits_NxV, *(_pick(a, images_K).reshape(-1) for a in arguments_BxL))
         is_chosen_KxL = _pick(where_BxL, images_K)
         place = lambda leaf_N: jnp.where(is_chosen_KxL, leaf_N.reshape(is_chosen_KxL.shape), 0)
@@ -94,8 +93,8 @@ class ConvPrediction:
 
   def logits(self) -> jax.Array:
     """logits_BxLxV in float32."""
-    head = (self.kernel_SxSxDxCV, self.bias_CV, self.vocab_size)
-    logits_NxV = _logits(self.hidden_BxHxWxD, *head)
+    head = (self.kernel_SxSxDxCV, self.bias_CV)
+    logits_NxV = _logits(self.hidden_BxHxWxD, head, self.vocab_size)
     batch = self.hidden_BxHxWxD.shape[0]
     return logits_NxV.reshape(batch, -1, self.vocab_size).astype(jnp.float32)
 
@@ -104,9 +103,17 @@ class ConvPrediction:
     return min(batch, max(1, _MOST_LOGITS // (height * width * self.bias_CV.shape[0])))
 
 
-def _logits(hidden_KxHxWxD, kernel, bias_CV, vocab_size):
+def _logits(hidden_KxHxWxD, head, vocab_size):
   """Logits of all rows of K images, one row per token, in `numerics.wide`."""
-  logits = convolve(hidden_KxHxWxD, kernel)
+  # As one product of neighbourhoods: XLA's CPU convolutions are some 40 times slower inside a loop.
+  kernel, bias_CV = head
+  side, (_, height, width, _) = kernel.shape[0], hidden_KxHxWxD.shape
+  edge = (side // 2, side // 2)
+  framed = jnp.pad(hidden_KxHxWxD, ((0, 0), edge, edge, (0, 0)))
+  shifted = [framed[:, i : i + height, j : j + width] for i in range(side) for j in range(side)]
+  near = jnp.concatenate(shifted, axis=-1)
+  matrix = kernel.astype(near.dtype).reshape(-1, kernel.shape[3])
+  logits = jnp.matmul(near, matrix, preferred_element_type=numerics.wide(near.dtype))
   return (logits + bias_CV.astype(logits.dtype)[None, None, None, :]).reshape(-1, vocab_size)
 
 
@@ -125,7 +132,7 @@ def _weighted_loss(hidden_BxHxWxD, head, x_BxL, weight_BxL, row_loss, vocab_size
 
   def body(images_K, carry):
     nats_BxL, nll_BxL = carry
-    logits_NxV = _logits(_pick(hidden_BxHxWxD, images_K), *head[:2], vocab_size)
+    logits_NxV = _logits(_pick(hidden_BxHxWxD, images_K), head[:2], vocab_size)
     x_N = _pick(x_BxL, images_K).reshape(-1)
     rows = numerics.rows_of_logits(logits_NxV, x_N, head[2], vocab_size)
     return _put(nats_BxL, images_K, row_loss(rows)[0]), _put(nll_BxL, images_K, rows.nll_K)
@@ -144,13 +151,15 @@ def _weighted_loss_forward(hidden_BxHxWxD, head, x_BxL, weight_BxL, row_loss, vo
   def body(images_K, carry):
     nats_BxL, nll_BxL, dhidden, (dkernel, dbias_CV, dvalues_V) = carry
     logits_NxV, pull = jax.vjp(
-      lambda *arrays: _logits(*arrays, vocab_size), _pick(hidden_BxHxWxD, images_K), kernel, bias_CV
+      functools.partial(_logits, vocab_size=vocab_size),
+      _pick(hidden_BxHxWxD, images_K),
+      (kernel, bias_CV),
     )
     x_N, weight_N = (_pick(each, images_K).reshape(-1) for each in (x_BxL, weight_BxL))
     rows = numerics.rows_of_logits(logits_NxV, x_N, values_V, vocab_size)
     nats_N, residual_NxV, scale_N = row_loss(rows)
     dlogits_NxV = residual_NxV * (weight_N * scale_N).astype(residual_NxV.dtype)[:, None]
-    dh, dk, db_CV = pull(dlogits_NxV)
+    dh, (dk, db_CV) = pull(dlogits_NxV)
     if dvalues_V is not None:
       dvalues_V += row_losses.power_gradient(rows, weight_N)
     return (

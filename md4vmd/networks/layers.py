@@ -130,14 +130,14 @@ def condition(
   Raises:
     ValueError: the network needs an input that is missing, or has no use for one.
   """
-  if network.time_conditioning and t_BxG is None:
-    raise ValueError("a network with time_conditioning needs the time t_BxG")
   if (label_B is not None) != bool(network.classes):
     raise ValueError(
       f"a network of {network.classes} classes got {'no labels' if label_B is None else 'labels'}"
     )
   parts, width = [], network.condition_width
   if network.time_conditioning:
+    if t_BxG is None:
+      raise ValueError("a network with time_conditioning needs the time t_BxG")
     parts.append(TimeEmbedding(width, name="time")(t_BxG))
   if network.classes:
     parts.append(nn.Embed(network.classes, width, name="label")(label_B)[:, None, :])

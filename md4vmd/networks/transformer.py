@@ -337,6 +337,7 @@ class Transformer(Trunk):
       remat=self.remat,
       attention=self.attention,
       size=size,
+      parent=None,
     )
 
 

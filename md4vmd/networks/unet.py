@@ -30,7 +30,8 @@ class ImageTrunk(nn.Module):
     time_conditioning: whether the network sees t.
     condition_width: features of the time and label embedding.
     embedding_width: features of a channel's embedding; `width` if None.
-    patch: side of the squares of pixels that share one place of the feature maps.
+    patch: side of the squares of pixels that share one place of the feature maps; above 1 it needs
+      a head_width.
     head_width: None ends in a 3x3 convolution to V logits per channel. A number gives each token
       so many features and all of them one matrix to V logits, which is cheaper and is applied to
       masked tokens only.
@@ -82,6 +83,10 @@ class ImageTrunk(nn.Module):
         f"patch {self.patch} must divide images of {height} x {width}",
       ),
       (self.head_width is None or self.head_width >= 1, f"head_width {self.head_width} is below 1"),
+      (
+        self.patch == 1 or self.head_width is not None,
+        f"patch {self.patch} needs a head for every token; set head_width, for example to 32",
+      ),
       (self.width >= 1, f"width {self.width} must be at least 1"),
       (self.depth >= 1, f"depth {self.depth} must be at least 1"),
       (
@@ -273,6 +278,7 @@ class UNet(ImageTrunk):
       dtype=self.dtype,
       remat=self.remat,
       size=size,
+      parent=None,
     )
 
 
