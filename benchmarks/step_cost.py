@@ -13,7 +13,6 @@ import argparse
 import functools
 import importlib
 
-import flax.linen as nn
 import jax
 
 from md4vmd import build, data, partitioning, steps
@@ -36,7 +35,7 @@ def count(config: build.Config) -> dict[str, float]:
     init = lambda: steps.init_state(
       model.network, model.optimizer, model.seed, model.dataset.length
     )
-    state = nn.unbox(jax.eval_shape(init))
+    state = partitioning.placed(model.mesh, init)
     batches = data.train_batches(model.dataset, batch_size=1, seed=0)
     batch = partitioning.put_batch(model.mesh, next(batches))
     costs = jax.jit(step).lower(state, batch).cost_analysis()

@@ -121,15 +121,12 @@ def _prompts(model: build.Model) -> list[str]:
 def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and free positions before sampling."""
   dataset, count, length = model.dataset, model.sampling.count, model.sampling.length
+  if model.sampling.inpaint:
+    return _inpainted(model)
   if prompts:
     parsed = [parse_prompt(dataset, prompt, length) for prompt in prompts]
     return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
   source = dataset.split(model.sampling.split)
-  if model.sampling.inpaint:
-    is_free_L = _region(model)
-    tokens_BxL = np.stack([source[i]["x"] for i in range(min(count, len(source)))])
-    free_BxL = np.tile(is_free_L, (len(tokens_BxL), 1))
-    return np.where(free_BxL, dataset.vocab_size, tokens_BxL), free_BxL
   if "given" in source[0]:
     if length != dataset.length:
       raise ValueError(f"sampler.length is {length} and puzzles have {dataset.length}; unset it")
@@ -145,15 +142,19 @@ def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndar
   return np.full(shape, dataset.vocab_size, np.int32), np.ones(shape, bool)
 
 
-def _region(model: build.Model) -> np.ndarray:
-  """True at the tokens that are in-painted."""
+def _inpainted(model: build.Model) -> tuple[np.ndarray, np.ndarray]:
+  """The first images of a split and the part of them that is painted anew."""
   shape, sampling = model.dataset.image_shape, model.sampling
   if shape is None or sampling.prompt or sampling.prompts_file:
     raise ValueError(
       f"sampler.inpaint is '{sampling.inpaint}' and "
       f"{'this data has no images' if shape is None else 'there is a prompt too'}; unset it"
     )
-  return images.region(sampling.inpaint, shape)
+  source = model.dataset.split(sampling.split)
+  items = [source[i] for i in range(min(sampling.count, len(source)))]
+  free_BxL = np.tile(images.region(sampling.inpaint, shape), (len(items), 1))
+  tokens_BxL = np.stack([item["x"] for item in items])
+  return np.where(free_BxL, model.dataset.vocab_size, tokens_BxL), free_BxL
 
 
 def _labels(model: build.Model, count: int) -> np.ndarray | None:

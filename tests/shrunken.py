@@ -44,7 +44,7 @@ LIKE_ANOTHER = {
   ("mnist", "small"),
   ("mnist", "genmd4"),
   ("mnist", "vmd"),
-  ("mnist", "transformer"),
+  ("mnist", "class"),
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),

@@ -52,7 +52,7 @@ class Conv(nn.Module):
   def __call__(self, x_BxHxWxI: jax.Array) -> jax.Array:
     """[B, H, W, I] -> [B, H / stride, W / stride, features]."""
     shape = (self.size, self.size, x_BxHxWxI.shape[-1], self.features)
-    init = nn.initializers.normal(self.init_scale / math.sqrt(math.prod(shape[:3])))
+    init = layers.scaled_normal(self.init_scale, math.prod(shape[:3]))
     kernel = layers.parameter(self, "kernel", init, (None, None, "embed", None), shape)
     bias = layers.parameter(self, "bias", nn.initializers.zeros, (None,), shape[3:])
     y = convolve(x_BxHxWxI.astype(self.dtype), kernel, self.stride)

@@ -25,6 +25,11 @@ def parameter(
   return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
+def scaled_normal(scale: float, fan_in: int) -> Any:
+  """Normal numbers of deviation scale / sqrt(fan_in); for scale 0 none are drawn."""
+  return nn.initializers.normal(scale / math.sqrt(fan_in)) if scale else nn.initializers.zeros
+
+
 class Dense(nn.Module):
   """x @ kernel + bias on the last axis, with logical names on both axes of the kernel.
 
@@ -47,7 +52,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., I] to [..., features]."""
-    init = nn.initializers.normal(self.init_scale / math.sqrt(x.shape[-1]))
+    init = scaled_normal(self.init_scale, x.shape[-1])
     kernel = parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
     # Flat rows: the gradient of a product of three axes costs a transposed copy of x and of dy.
     rows_NxI = x.astype(self.dtype).reshape(-1, x.shape[-1])
