@@ -101,6 +101,8 @@ def base() -> Any:
       "split": "valid",
       "prompt": "",
       "prompts_file": "",
+      "inpaint": "",
+      "labels": (),
       "latent_refresh": placeholder(str),
     }
   )
@@ -143,6 +145,27 @@ def base() -> Any:
     }
   )
   return config
+
+
+def unet() -> dict[str, Any]:
+  """The network section of a U-Net, which takes the place of the transformer's."""
+  return {
+    "name": "unet",
+    "width": 128,
+    "depth": 8,
+    "heads": 1,
+    "time_conditioning": True,
+    "condition_width": 128,
+    "embedding_width": placeholder(int),
+    "patch": 1,
+    "head_width": placeholder(int),
+    "ordinal": False,
+    "absolute_positions": placeholder(bool),
+    "conditioned_norms": placeholder(bool),
+    "dropout": 0.0,
+    "dtype": "float32",
+    "remat": "none",
+  }
 
 
 def unknown_variant(variant: str, known: list[str]) -> ValueError:

@@ -109,7 +109,11 @@ class Sampling:
     count: number of samples; with a prompt, of each prompt.
     prompt: text with `[MASK:n]` where n tokens are to be filled, or a board; "" for none.
     prompts_file: jsonl of {"prompt": ...}; "" for none.
-    split: where the clues come from, for data that has clues.
+    split: where the clues come from, for data that has clues, and the images that are in-painted.
+    inpaint: the region of images that is filled, "left", "right", "top", "bottom" or "center"; ""
+      for whole images.
+    labels: classes of the samples of class-conditional models, in turn; empty for all in turn, or
+      those of the images that are in-painted.
     latent_refresh: when a latent is drawn, "once", in every "block" or at every "step".
     length: tokens of a sample.
   """
@@ -121,6 +125,8 @@ class Sampling:
   prompt: str
   prompts_file: str
   split: str
+  inpaint: str
+  labels: tuple[int, ...]
   latent_refresh: str
   length: int
 
@@ -169,7 +175,7 @@ def model(
   objective = _from_table(
     objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
   )
-  network = _network(config, vocab_size, objective)
+  network = _network(config, dataset, objective)
   defaults = {"latent_refresh": objective.latent_refresh, "length": dataset.length}
   sampling = _call(_sampling, defaults | _settings(config.sampler), "sampler")
   _check_length(dataset.length, sampling.length, network)
@@ -199,14 +205,16 @@ def model(
   )
 
 
-def _network(config: Config, vocab_size: int, objective: Objective) -> nn.Module:
+def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.Module:
   """The network, with its latent if there is one; the objective says what its tokens see."""
   attends = getattr(objective, "attends", "all")
   network = _from_table(
     networks.TABLE,
     config.network,
     "network",
-    vocab_size=vocab_size,
+    vocab_size=dataset.vocab_size,
+    image_shape=dataset.image_shape,
+    classes=dataset.classes,
     attends=attends,
     block_size=getattr(objective, "block_size", None),
   )
@@ -214,6 +222,11 @@ def _network(config: Config, vocab_size: int, objective: Objective) -> nn.Module
     raise ValueError(
       f"objective '{config.objective.name}' needs tokens that see '{attends}' and network "
       f"'{config.network.name}' cannot do that; set network.name=transformer"
+    )
+  if getattr(network, "classes", 0) != dataset.classes:
+    raise ValueError(
+      f"network '{config.network.name}' takes no labels and the data has {dataset.classes} "
+      "classes; set data.class_conditional=False"
     )
   if attends == "left" and (network.time_conditioning or config.latent.name != "none"):
     raise ValueError(
@@ -346,6 +359,8 @@ def _sampling(
   split: str = "valid",
   prompt: str = "",
   prompts_file: str = "",
+  inpaint: str = "",
+  labels: tuple[int, ...] = (),
   latent_refresh: str = "once",
   **settings: Any,
 ) -> Sampling:
@@ -359,7 +374,19 @@ def _sampling(
       f"{', '.join(samplers.REFRESHES)}"
     )
   step = sampler(name, **settings)
-  return Sampling(step, times, grid, count, prompt, prompts_file, split, latent_refresh, length)
+  return Sampling(
+    step,
+    times,
+    grid,
+    count,
+    prompt,
+    prompts_file,
+    split,
+    inpaint,
+    tuple(labels),
+    latent_refresh,
+    length,
+  )
 
 
 def sampler(name: str, **settings: Any) -> SamplerStep:

@@ -64,7 +64,9 @@ def _selected_first(is_active_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.
   return order_N, (is_active_N.sum() + chunk - 1) // chunk
 
 
-def _walk(is_active_N, chunk, body, carry):
+def walk(
+  is_active_N: jax.Array, chunk: int, body: Callable[[jax.Array, Any], Any], carry: Any
+) -> Any:
   """Folds `body(rows_K, carry)` over chunks of active row numbers; N marks a spare place."""
   order_N, chunks = _selected_first(is_active_N, chunk)
 
@@ -74,17 +76,24 @@ def _walk(is_active_N, chunk, body, carry):
   return jax.lax.fori_loop(0, chunks, step, carry)
 
 
-def _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size):
-  """(features, `Rows`) of a chunk."""
-  h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
-  x_K = x_N.at[rows_K].get(mode="fill", fill_value=0)
-  logits_KxP = chunk_logits(h_KxD, kernel_DxP, vocab_size)
+def rows_of_logits(
+  logits_KxP: jax.Array, x_K: jax.Array, values_P: jax.Array | None, vocab_size: int
+) -> Rows:
+  """The `Rows` of logits and targets."""
   largest_K = logits_KxP.max(-1)
   mu_KxP = jnp.exp(logits_KxP - largest_K[:, None])  # not normalised
   sum_K = mu_KxP.sum(-1)
   log_normaliser_K = largest_K + jnp.log(sum_K)
   nll_K = log_normaliser_K - jnp.take_along_axis(logits_KxP, x_K[:, None], -1)[:, 0]
-  return h_KxD, Rows(x_K, mu_KxP, sum_K, nll_K, log_normaliser_K, values_P, vocab_size)
+  return Rows(x_K, mu_KxP, sum_K, nll_K, log_normaliser_K, values_P, vocab_size)
+
+
+def _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size):
+  """(features, `Rows`) of a chunk."""
+  h_KxD = hidden_NxD.at[rows_K].get(mode="fill", fill_value=0)
+  x_K = x_N.at[rows_K].get(mode="fill", fill_value=0)
+  logits_KxP = chunk_logits(h_KxD, kernel_DxP, vocab_size)
+  return h_KxD, rows_of_logits(logits_KxP, x_K, values_P, vocab_size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -99,7 +108,7 @@ def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vo
     )
 
   start = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
-  nats_N, nll_N = _walk(weight_N != 0, chunk, body, (start, start))
+  nats_N, nll_N = walk(weight_N != 0, chunk, body, (start, start))
   return jnp.sum(nats_N * weight_N), nats_N, nll_N
 
 
@@ -132,7 +141,7 @@ def _weighted_loss_forward(
 
   zeros_N = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
   gradients = jax.tree.map(jnp.zeros_like, (hidden_NxD, kernel_DxP, values_P))
-  nats_N, nll_N, *gradients = _walk(weight_N != 0, chunk, body, (zeros_N, zeros_N, *gradients))
+  nats_N, nll_N, *gradients = walk(weight_N != 0, chunk, body, (zeros_N, zeros_N, *gradients))
   return (jnp.sum(nats_N * weight_N), nats_N, nll_N), gradients
 
 
@@ -146,12 +155,27 @@ def _weighted_loss_backward(row_loss, vocab_size, chunk, gradients, cotangents):
 _weighted_loss.defvjp(_weighted_loss_forward, _weighted_loss_backward)
 
 
-def _on_shards(function, example_BxL, arguments_BxL, head) -> Any:
-  """Runs `function(head, *arguments)` once per shard of the rows of the mesh in use, if any."""
+def on_shards(
+  function: Callable[..., Any],
+  example_BxL: jax.Array,
+  arguments_BxL: Any,
+  head: Any,
+  *,
+  by_length: bool = True,
+) -> Any:
+  """Runs `function(head, *arguments)` once per shard of the rows of the mesh in use, if any.
+
+  Args:
+    function: of the head, whole on every device, and the shards; it returns arrays [B, L].
+    example_BxL: an array that is cut as the arguments are.
+    arguments_BxL: arrays whose first axes are B and L, or B alone where the length is not cut.
+    head: a pytree that is not cut.
+    by_length: cuts the length over the mesh's tensor axis too.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return function(head, *arguments_BxL)
-  spec = fitting(mesh, example_BxL.shape, ROWS)
+  spec = fitting(mesh, example_BxL.shape, ROWS if by_length else ROWS[:1])
   return jax.shard_map(
     function,
     in_specs=(PartitionSpec(), *(spec for _ in arguments_BxL)),
@@ -206,7 +230,7 @@ def weighted_loss(
     values_V = jnp.pad(values_V, (0, kernel_DxP.shape[1] - vocab_size))
   weight_BxL = jax.lax.stop_gradient(weight_BxL)
   rows = (hidden_BxLxD, x_BxL, weight_BxL)
-  totals, nats_BxL, nll_BxL = _on_shards(shard, x_BxL, rows, (kernel_DxP, values_V))
+  totals, nats_BxL, nll_BxL = on_shards(shard, x_BxL, rows, (kernel_DxP, values_V))
   return totals.sum(), jax.lax.stop_gradient(nats_BxL), jax.lax.stop_gradient(nll_BxL)
 
 
@@ -242,8 +266,8 @@ def map_rows(
     size = min(chunk, where_BxL.size)
     like = jax.eval_shape(evaluate, jax.ShapeDtypeStruct((size,), jnp.int32))
     out = jax.tree.map(lambda leaf: jnp.zeros((where_BxL.size,), leaf.dtype), like)
-    out = _walk(where_BxL.reshape(-1), size, body, out)
+    out = walk(where_BxL.reshape(-1), size, body, out)
     return jax.tree.map(lambda leaf: leaf.reshape(shape), out)
 
   arguments = (hidden_BxLxD, where_BxL, *arguments_BxL)
-  return _on_shards(shard, where_BxL, arguments, kernel_DxP)
+  return on_shards(shard, where_BxL, arguments, kernel_DxP)

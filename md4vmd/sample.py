@@ -1,4 +1,4 @@
-"""The sampling job: sequences, boards and infilled prompts, as text, arrays and a picture."""
+"""The sampling job: sequences, boards, images, infilled prompts and in-painted images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from md4vmd import build, data, networks, partitioning, pictures, rngs, samplers, steps, train_state
+from md4vmd import (
+  build,
+  data,
+  networks,
+  partitioning,
+  rngs,
+  sample_files,
+  samplers,
+  steps,
+  train_state,
+)
+from md4vmd.data import images
 from md4vmd.writers import say
 
 _MASK = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -21,26 +32,33 @@ _MASK = re.compile(r"\[MASK(?::(\d+))?\]")
 def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step = "latest") -> None:
   """Samples from the averaged parameters of a checkpoint of the workdir, the newest by default.
 
-  What is filled: the prompts, if the config has any; the puzzles of a split, if the data has
-  clues; else whole sequences. Writes samples/<step>.txt, .npz and .png, and .jsonl for prompts.
+  What is filled: the prompts, if the config has any; a region of the images of a split, if it
+  names one; the puzzles of a split, if the data has clues; else whole sequences. Writes
+  samples/<step>.npz and .png; of text also .txt, and .jsonl for prompts; of images also -film.png
+  and .gif.
 
   Raises:
-    ValueError: a prompt is too long, has nothing to fill, or holds characters without a token.
+    ValueError: a prompt is too long, has nothing to fill, or holds characters without a token; a
+      region or labels that do not fit the data.
     FileNotFoundError: no checkpoint, or no such file of prompts.
   """
   model = build.model(config)
   prompts, tokens_BxL, free_BxL = prepare(model)
   with partitioning.use(model.mesh):
     restored = train_state.load_average(model, workdir, step)
-    samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL)
+    label_B = _labels(model, len(tokens_BxL))
+    samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL, label_B)
   if jax.process_index() == 0:
-    _write(model, workdir, restored.step, prompts, tokens_BxL, free_BxL, samples)
+    made = tokens_BxL, free_BxL, label_B, samples
+    sample_files.write(model, workdir, restored.step, prompts, *made)
 
 
 def prepare(model: build.Model) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(prompts, tokens_BxL, free_BxL) of what the config asks to sample; errors as in `sample`."""
   prompts = _prompts(model)
-  return prompts, *_starts(model, prompts)
+  starts = _starts(model, prompts)
+  _labels(model, len(starts[0]))
+  return prompts, *starts
 
 
 def parse_prompt(
@@ -103,6 +121,8 @@ def _prompts(model: build.Model) -> list[str]:
 def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and free positions before sampling."""
   dataset, count, length = model.dataset, model.sampling.count, model.sampling.length
+  if model.sampling.inpaint:
+    return _inpainted(model)
   if prompts:
     parsed = [parse_prompt(dataset, prompt, length) for prompt in prompts]
     return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
@@ -122,7 +142,42 @@ def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndar
   return np.full(shape, dataset.vocab_size, np.int32), np.ones(shape, bool)
 
 
-def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samples:
+def _inpainted(model: build.Model) -> tuple[np.ndarray, np.ndarray]:
+  """The first images of a split and the part of them that is painted anew."""
+  shape, sampling = model.dataset.image_shape, model.sampling
+  if shape is None or sampling.prompt or sampling.prompts_file:
+    raise ValueError(
+      f"sampler.inpaint is '{sampling.inpaint}' and "
+      f"{'this data has no images' if shape is None else 'there is a prompt too'}; unset it"
+    )
+  source = model.dataset.split(sampling.split)
+  items = [source[i] for i in range(min(sampling.count, len(source)))]
+  free_BxL = np.tile(images.region(sampling.inpaint, shape), (len(items), 1))
+  tokens_BxL = np.stack([item["x"] for item in items])
+  return np.where(free_BxL, model.dataset.vocab_size, tokens_BxL), free_BxL
+
+
+def _labels(model: build.Model, count: int) -> np.ndarray | None:
+  """Classes of the samples: those of the in-painted images, those asked for in turn, or all."""
+  classes, asked = model.dataset.classes, model.sampling.labels
+  if any(not 0 <= label < classes for label in asked):
+    raise ValueError(
+      f"sampler.labels are {asked} and the model knows "
+      + (
+        f"classes 0 to {classes - 1}" if classes else "no classes; set data.class_conditional=True"
+      )
+    )
+  if not classes:
+    return None
+  if model.sampling.inpaint and not asked:
+    source = model.dataset.split(model.sampling.split)
+    return np.array([source[i]["label"] for i in range(count)], np.int32)
+  return np.resize(np.array(asked or range(classes), np.int32), count)
+
+
+def _run(
+  model: build.Model, params: Any, tokens_BxL, free_BxL, label_B: np.ndarray | None = None
+) -> samplers.Samples:
   """Samples in batches of at most the configured size, the last one filled up."""
   sampling, count = model.sampling, len(tokens_BxL)
   size = partitioning.round_up(model.mesh, min(model.run.batch_size, count))
@@ -155,6 +210,8 @@ def _run(model: build.Model, params: Any, tokens_BxL, free_BxL) -> samplers.Samp
       "weight_B": np.ones(len(rows), np.float32),
       "index_B": rows.astype(np.int32),
     }
+    if label_B is not None:
+      arrays["label_B"] = label_B[rows]
     batch = partitioning.put_batch(model.mesh, arrays)
     done.append(partitioning.to_host(fill(params, batch, key)))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *done)
@@ -179,37 +236,3 @@ def _warn_of_order(model: build.Model, tokens_BxL, free_BxL) -> None:
       else "Warning: this network decodes from left to right; given tokens do not inform the free "
       "ones to their left."
     )
-
-
-def _write(model, workdir, step, prompts, tokens_BxL, free_BxL, samples) -> None:
-  dataset, folder = model.dataset, workdir / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
-  is_known_BxL = free_BxL | (tokens_BxL != dataset.vocab_size)
-  texts = [
-    dataset.decode(x_L[known_L]) for x_L, known_L in zip(samples.x_BxL, is_known_BxL, strict=True)
-  ]
-  shown = "\n\n".join(texts)
-  say(f"\nsamples at step {step}, {samples.calls_B.mean():.1f} network calls each\n\n{shown}\n")
-  (folder / f"{step}.txt").write_text(shown + "\n", encoding="utf-8")
-  np.savez_compressed(
-    folder / f"{step}.npz",
-    x_BxL=samples.x_BxL,
-    free_BxL=free_BxL,
-    call_BxL=samples.call_BxL,
-    calls_B=samples.calls_B,
-  )
-  if prompts:
-    lines = [
-      json.dumps({"prompt": prompt, "text": text, "calls": int(calls)})
-      for prompt, text, calls in zip(prompts, texts, samples.calls_B, strict=True)
-    ]
-    (folder / f"{step}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-  known_L = is_known_BxL[0]
-  picture = pictures.film_strip(
-    dataset.cells(samples.x_BxL[0][known_L]),
-    samples.call_BxL[0][known_L],
-    columns=dataset.columns,
-    box=dataset.box,
-  )
-  picture.save(folder / f"{step}.png")
-  say(f"wrote {folder / str(step)}.txt, .npz{', .jsonl' if prompts else ''} and .png")

@@ -92,10 +92,14 @@ def check_samples(run):
     assert shown == distinct[: len(shown)]  # the first puzzles of the split, each once
   else:
     assert free_BxL.all()
+  assert PIL.Image.open(f"{stem}.png").size > (1, 1)
+  if model.dataset.image_shape is not None:
+    assert PIL.Image.open(f"{stem}-film.png").size > (1, 1)
+    assert PIL.Image.open(f"{stem}.gif").n_frames > 1
+    return
   text = pathlib.Path(f"{stem}.txt").read_text()
   shown = [model.dataset.decode(x_L) for x_L in x_BxL]
   assert text == "\n\n".join(shown) + "\n"
-  assert PIL.Image.open(f"{stem}.png").size > (1, 1)
 
 
 def test_a_run_saves_where_it_was_told_to(run):
@@ -115,14 +119,14 @@ def test_every_evaluator_writes_finite_figures_and_what_they_were_measured_on(ru
   check_figures(run)
 
 
-def test_samples_keep_the_clues_and_are_read_as_text(run):
+def test_samples_keep_the_clues_and_are_read_as_text_or_pictures(run):
   check_samples(run)
 
 
 def test_the_configs_that_ship_are_all_here():
   files = {path.stem for path in (shrunken.ROOT / "configs").glob("[!_]*.py")} - {"common"}
-  assert {name for name, _ in shrunken.shipped()} == files
-  assert {"quickstart", "sudoku", "synthetic", "text8"} <= files
+  assert {name for name, _ in [*shrunken.shipped(), *shrunken.LIKE_ANOTHER]} == files
+  assert {"cifar10", "mnist", "quickstart", "sudoku", "synthetic", "text8"} <= files
 
 
 @pytest.mark.skipif(not DATA, reason="MD4VMD_DATA does not name the folder of real data")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from md4vmd import networks, row_losses
 from md4vmd.interfaces import ModelFns
@@ -30,10 +31,22 @@ TRANSFORMERS = [
     ]
   )
 ]
+IMAGES = [
+  (np.load(_FOLDER / "md4_unet_cifar.npz"), networks.UNet, {"heads": 1}),
+  (
+    np.load(_FOLDER / "md4_uvit_imagenet.npz"),
+    networks.UViT,
+    {"heads": 2, "middle_width": 32, "middle_depth": 2},
+  ),
+]
+IMAGE_SHAPE = {"vocab_size": 16, "width": 32, "depth": 2, "condition_width": 32}
 SHAPE = {"vocab_size": 11, "width": 32, "depth": 2, "heads": 4, "condition_width": 8}
 MASK, EPS = 27, 1e-4
 both_losses = pytest.mark.parametrize("golden", LOSSES, ids=["0", "1"])
 both_transformers = pytest.mark.parametrize(("golden", "settings"), TRANSFORMERS, ids=["0", "1"])
+both_images = pytest.mark.parametrize(
+  ("golden", "network", "settings"), IMAGES, ids=["unet", "uvit"]
+)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
@@ -156,6 +169,56 @@ def test_an_imported_transformer_computes_the_reference_logits(golden, settings)
     golden["z"], golden["t"][:, None]
   )
   np.testing.assert_allclose(logits, golden["logits"], rtol=1e-5, atol=1e-5)
+
+
+@both_images
+def test_an_imported_image_denoiser_computes_the_reference_logits(golden, network, settings):
+  built = network(image_shape=(8, 8, 3), **IMAGE_SHAPE, **settings)
+  params = networks.import_md4(golden_params(golden), IMAGE_SHAPE | settings)
+  fns = networks.bind(built, params)
+  logits = jax.jit(lambda z_BxL, t_BxG: fns.denoise(z_BxL, t_BxG).logits())(
+    golden["z"].reshape(2, -1), golden["t"][:, None]
+  )
+  expected = golden["logits"].reshape(2, -1, 16)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@both_images
+def test_an_import_of_images_has_every_leaf_of_the_network(golden, network, settings):
+  built = network(image_shape=(8, 8, 3), **IMAGE_SHAPE, **settings)
+  init = lambda: built.init(jax.random.key(0), jnp.zeros((1, 192), jnp.int32), jnp.ones((1, 1)))
+  expected = nn.unbox(jax.eval_shape(init))["params"]
+  params = networks.import_md4(golden_params(golden), IMAGE_SHAPE)
+  assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, expected)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "found"),
+  [
+    ("name", "unet", "uvit"),
+    ("depth", 3, 2),
+    ("conditioned_norms", False, True),
+    ("middle_depth", 1, 2),
+    ("middle_patch", 4, 2),
+  ],
+)
+def test_an_import_of_images_that_contradicts_the_config_names_the_key(key, value, found):
+  message = f"network.{key} is {value} in the config and {found} in the MD4 parameters"
+  with pytest.raises(ValueError, match=message):
+    networks.import_md4(golden_params(IMAGES[1][0]), IMAGE_SHAPE | {key: value})
+
+
+@both_images
+def test_an_import_of_images_refuses_a_tree_with_a_leaf_too_few_or_too_many(
+  golden, network, settings
+):
+  tree = golden_params(golden)
+  leaf = "UNet5DWrapper_0/UNet_0/ResBlock_2/Conv_1/kernel"
+  with pytest.raises(ValueError, match="no place for: UNet5DWrapper_0/UNet_0/more"):
+    networks.import_md4(tree | {"params/UNet5DWrapper_0/UNet_0/more": np.zeros(1)}, {})
+  del tree[f"params/{leaf}"]
+  with pytest.raises(ValueError, match=f"no MD4 image denoiser: '{leaf}' is missing"):
+    networks.import_md4(tree, {})
 
 
 def golden_params(golden):

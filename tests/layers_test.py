@@ -18,9 +18,9 @@ FLOORS = {
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "processes", "checkpoints",
-      "weights", "provenance", "writers", "pictures"),
+      "weights", "provenance", "writers", "pictures", "image_grids"),
   4: ("build", "steps"),
-  5: ("train_state", "evaluators", "train", "evaluate", "sample", "export",
+  5: ("train_state", "evaluators", "train", "evaluate", "sample", "sample_files", "export",
       "report"),
   6: ("main",),
 }  # fmt: skip
@@ -32,7 +32,7 @@ SAME_FLOOR = {
   "weights": ("checkpoints",),
   "train": ("evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
-  "sample": ("train_state",),
+  "sample": ("sample_files", "train_state"),
   "export": ("train_state",),
 }
 
@@ -49,7 +49,7 @@ OWNERS = {
   "orbax": ("checkpoints",),
   "tensorboardX": ("writers",),
   "safetensors": ("weights",),
-  "PIL": ("pictures",),
+  "PIL": ("pictures", "image_grids", "data"),
   "matplotlib": ("report",),
   "grain": ("data",),
   "array_record": ("data",),
@@ -61,6 +61,7 @@ OWNERS = {
 FREE_OF = {  # what a package must work without
   "data": ("jax", "flax", "optax"),
   "pictures": ("jax", "flax"),
+  "image_grids": ("jax", "flax"),
   "metrics": ("jax", "flax"),
 }
 

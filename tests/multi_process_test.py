@@ -269,7 +269,7 @@ def measure(path, mesh):
         found[f"{name}:{variant} {kind}"] = numbers
       if (name, variant) == SAMPLED:
         _, tokens_BxL, free_BxL = sample.prepare(model)
-        samples = sample._run(model, params, tokens_BxL, free_BxL)
+        samples = sample._run(model, params, tokens_BxL, free_BxL, None)
         found["samples"] = {"x": samples.x_BxL.tolist(), "calls": samples.calls_B.tolist()}
   return found
 

@@ -203,3 +203,56 @@ def test_samples_are_the_same_for_the_same_seed_and_others_for_another(config, s
 def test_samples_need_a_checkpoint(config, tmp_path):
   with pytest.raises(FileNotFoundError, match="train first"):
     sample.sample(config, tmp_path)
+
+
+@pytest.fixture
+def pixels(tmp_path, monkeypatch):
+  """A function (settings of the sampler) -> (arrays of samples/, dataset) of an untrained model."""
+  config = shrunken.config("mnist", "transformer", folder=tmp_path)
+  config.data.class_conditional = True
+  model = build.model(config)
+  weights = train_state.initial(model).ema
+  load = lambda *_: Restored(0, {"ema": weights}, {})
+  monkeypatch.setattr(sample.train_state, "load_average", load)
+
+  def run(**settings):
+    changed = config.copy_and_resolve_references()
+    changed.sampler.update(settings)
+    sample.sample(changed, tmp_path)
+    return np.load(tmp_path / "samples/0.npz"), model.dataset
+
+  return run
+
+
+def test_part_of_an_image_is_painted_anew_and_the_rest_kept(pixels, tmp_path):
+  arrays, dataset = pixels(inpaint="left", count=3)
+  source = dataset.split("valid")
+  is_left_L = np.arange(64) % 8 < 4
+  for i in range(3):
+    assert arrays["free_BxL"][i].tolist() == is_left_L.tolist()
+    kept_L = source[i]["x"][~is_left_L]
+    np.testing.assert_array_equal(arrays["x_BxL"][i][~is_left_L], kept_L)
+    assert arrays["label_B"][i] == source[i]["label"]
+  assert (arrays["call_BxL"][:, is_left_L] >= 0).all()
+  names = {path.name for path in (tmp_path / "samples").iterdir()}
+  assert names == {"0.npz", "0.png", "0-film.png", "0.gif"}
+
+
+def test_samples_go_through_the_labels_that_are_asked_for_or_all(pixels):
+  assert pixels(count=4)[0]["label_B"].tolist() == [0, 1, 2, 0]
+  assert pixels(count=3, labels=(2, 1))[0]["label_B"].tolist() == [2, 1, 2]
+  with pytest.raises(
+    ValueError, match=r"sampler.labels are \(3,\) and the model knows classes 0 to 2"
+  ):
+    pixels(labels=(3,))
+  with pytest.raises(ValueError, match=r"sampler\.inpaint must be one of left, right"):
+    pixels(inpaint="middle")
+  with pytest.raises(ValueError, match=r"sampler\.inpaint is 'left' and there is a prompt too"):
+    pixels(inpaint="left", split="valid", prompts_file="", prompt="00[MASK:63]")
+
+
+def test_what_only_images_and_classes_have_is_refused_for_text(config, sample_untrained):
+  with pytest.raises(ValueError, match=r"sampler\.inpaint is 'top' and this data has no images"):
+    sample_untrained(config, inpaint="top")
+  with pytest.raises(ValueError, match="the model knows no classes"):
+    sample_untrained(config, labels=(1,))

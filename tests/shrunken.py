@@ -42,6 +42,19 @@ LIKE_ANOTHER = {
   ("owt", "block8"),
   ("owt", "block16"),
   ("owt", "lm1b"),
+  ("cifar10", "md4"),
+  ("cifar10", "class"),
+  ("cifar10", "genmd4"),
+  ("cifar10", "vmd"),
+  ("imagenet64", "small"),
+  ("imagenet64", "md4"),
+  ("imagenet64", "class"),
+  ("imagenet64", "genmd4"),
+  ("imagenet64", "vmd"),
+  ("mnist", "small"),
+  ("mnist", "genmd4"),
+  ("mnist", "vmd"),
+  ("mnist", "class"),
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),
@@ -73,6 +86,8 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   module = importlib.import_module(f"configs.{name}")
   full = module.get_config(variant) if variant else module.get_config()
   full.network.update({"width": 16, "depth": 1, "heads": 2})
+  if "middle_width" in full.network:
+    full.network.update({"middle_width": 16, "middle_depth": 1})
   if full.network.condition_width is not None:
     full.network.condition_width = 8
   # A constant rate, so that the same program serves runs of any number of steps.
@@ -100,6 +115,9 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   elif full.data.name == "tokens":
     full.data.update({"path": path or str(prepare_bytes(folder)), "length": 16})
     full.evaluators.zero_shot.update({"sets": (f"ag_news={folder / 'lines.txt'}",), "limit": 8})
+  elif full.data.name == "images":
+    full.data.path = path or str(write_images(folder, 1 if name == "mnist" else 3))
+    full.sampler.count = 3
   return full
 
 
@@ -135,6 +153,19 @@ def prepare_bytes(folder: pathlib.Path, count: int = 100) -> pathlib.Path:
   source, out = str(folder / "lines.txt"), folder / "prepared"
   prepare_text.prepare(prepare_text.Options(source, out, "bytes", 16, unit="line"))
   return out
+
+
+def write_images(folder: pathlib.Path, channels: int) -> pathlib.Path:
+  """An npz of images of 8x8 that get brighter to the right, with labels 0 to 2."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (("train", 24), ("valid", 6)):
+    noise = rng.integers(30, size=(count, 8, 8, channels))
+    arrays[f"{split}_images"] = (noise + 20 * np.arange(8)[:, None]).astype(np.uint8)
+    arrays[f"{split}_labels"] = np.arange(count) % 3
+  path = folder / "images.npz"
+  np.savez(path, **arrays)
+  return path
 
 
 def quick_compilation(folder: pathlib.Path) -> Iterator[None]:

@@ -5,6 +5,7 @@ its section of the config, `name` apart, are the arguments of its constructor.
 """
 
 from md4vmd.data.base import Dataset, Source
+from md4vmd.data.images import Images
 from md4vmd.data.loader import evaluation_batches, train_batches
 from md4vmd.data.sudoku import Sudoku
 from md4vmd.data.sudoku_csv import SudokuCsv
@@ -13,6 +14,7 @@ from md4vmd.data.text import Text
 from md4vmd.data.tokens import Tokens
 
 TABLE = {
+  "images": Images,
   "sudoku": Sudoku,
   "sudoku_csv": SudokuCsv,
   "synthetic": Synthetic,

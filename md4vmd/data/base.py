@@ -1,7 +1,7 @@
 """What every dataset is: named splits of examples, and words for its tokens.
 
 An example is a dict of arrays: "x" int32 [L], and where the data has them "given" bool [L], True at
-clues, and "scored" bool [L], False on padding. The mask id is `vocab_size`.
+clues, "scored" bool [L], False on padding, and "label" int32. The mask id is `vocab_size`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Dataset:
     unit: what one token is in reports: "token", "character" or "dim".
     columns: tokens in a row of a picture.
     box: side of the boxes that a picture outlines; None for none.
+    image_shape: (H, W, C) where an example is an image; None where it is none.
+    classes: number of labels, where examples carry them as "label"; else 0.
     support_MxL: every possible example, where they can be listed, else None.
     probabilities_M: their probabilities.
   """
@@ -63,6 +65,8 @@ class Dataset:
   unit = "token"
   columns = 32
   box: int | None = None
+  image_shape: tuple[int, int, int] | None = None
+  classes: int = 0
   support_MxL: np.ndarray | None = None
   probabilities_M: np.ndarray | None = None
 

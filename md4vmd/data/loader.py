@@ -14,7 +14,13 @@ import numpy as np
 
 from md4vmd.data.base import Dataset, Item, Source, require
 
-FIELDS = {"x": "x_BxL", "given": "given_BxL", "scored": "scored_BxL", "index": "index_B"}
+FIELDS = {
+  "x": "x_BxL",
+  "given": "given_BxL",
+  "scored": "scored_BxL",
+  "label": "label_B",
+  "index": "index_B",
+}
 
 # One thread, a few batches ahead: making small items holds the interpreter's lock, so that more
 # threads only wait for each other, and grain's default buffer of 500 elements is 500 batches here.

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from md4vmd import latents
-from md4vmd.networks import layers
-from md4vmd.networks.head import HeadPrediction
+from md4vmd.interfaces import Prediction
 from md4vmd.networks.reach import Cache
-from md4vmd.networks.transformer import Transformer, Trunk
-
-
-class Reader(Trunk):
-  """Raw parameters of a distribution per group, read off the mean features of its tokens.
-
-  Attributes:
-    size: numbers per group; they start at 0.
-  """
-
-  size: int = 0
-
-  @nn.compact
-  def __call__(
-    self,
-    zt_BxL: jax.Array,
-    marked_BxL: jax.Array,
-    groups: int,
-    label_B: jax.Array | None = None,
-  ) -> jax.Array:
-    """raw_BxGxS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
-    hidden_BxLxD, _ = self.hidden(
-      zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
-    )
-    mean_BxGxD = hidden_BxLxD.reshape(zt_BxL.shape[0], groups, -1, self.width).mean(2)
-    raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
-    return raw(mean_BxGxD.astype(jnp.float32))
+from md4vmd.networks.transformer import Reader, Transformer
+from md4vmd.networks.unet import ImageReader, UNet
 
 
 class LatentNetwork(nn.Module):
   """mu(z_t, t, z), q(z | x, z_t) and p(z | z_t).
 
   Attributes:
-    denoiser: a transformer whose latent_width is the family's width.
+    denoiser: a transformer or a U-Net whose latent_width is the family's width.
     family: of the latent.
     recognition: reads what is known and what is to be revealed; None where the latent is
       enumerated.
@@ -52,10 +28,10 @@ class LatentNetwork(nn.Module):
   A sequence has one latent, or one per block where the denoiser attends to blocks.
   """
 
-  denoiser: Transformer
+  denoiser: Transformer | UNet
   family: latents.Family
-  recognition: Reader | None
-  prior_reader: Reader | None
+  recognition: Reader | ImageReader | None
+  prior_reader: Reader | ImageReader | None
 
   @property
   def classes(self) -> int:
@@ -79,6 +55,7 @@ class LatentNetwork(nn.Module):
 
   def empty_cache(self, batch: int, length: int) -> Cache:
     """The denoiser's."""
+    assert isinstance(self.denoiser, Transformer)
     return self.denoiser.empty_cache(batch, length)
 
   def _groups(self, tokens_BxL):
@@ -92,9 +69,8 @@ class LatentNetwork(nn.Module):
     label_B: jax.Array | None = None,
     latent_BxGxZ: jax.Array | None = None,
     deterministic: bool = True,
-    clean_BxL: jax.Array | None = None,
-    cache: Cache | None = None,
-  ) -> HeadPrediction | tuple[HeadPrediction, Cache]:
+    **streams: Any,
+  ) -> Prediction | tuple[Prediction, Cache]:
     """The denoiser; without a latent it is the network with its latent switched off."""
     if self.is_initializing():  # no role may lack its parameters
       self.prior(zt_BxL, label_B=label_B)
@@ -106,8 +82,7 @@ class LatentNetwork(nn.Module):
       label_B=label_B,
       latent_BxGxZ=latent_BxGxZ,
       deterministic=deterministic,
-      clean_BxL=clean_BxL,
-      cache=cache,
+      **streams,
     )
 
   def encode(
@@ -138,7 +113,7 @@ class LatentNetwork(nn.Module):
 
 
 def with_latent(
-  denoiser: Transformer,
+  denoiser: Transformer | UNet,
   family: latents.Family,
   *,
   depth: int | None = None,
@@ -146,46 +121,36 @@ def with_latent(
   heads: int | None = None,
   tokens: int = 0,
   switched_off: bool = False,
-) -> LatentNetwork | Transformer:
+) -> LatentNetwork | Transformer | UNet:
   """Gives a denoiser a latent.
 
   Args:
     denoiser: without a latent.
     family: of the latent.
-    depth: blocks of the recognition network and of a conditional prior; the denoiser's if None.
+    depth: blocks of the recognition network and of a conditional prior, on each side of a U-Net;
+      the denoiser's if None.
     width: their features; the denoiser's if None.
     heads: their attention heads; the denoiser's if None.
     tokens: 0 lets the latent enter with the time, n > 0 as n more tokens.
     switched_off: the denoiser alone, with its latent at 0: the parameter-matched baseline.
 
   Raises:
-    ValueError: a conditional prior for blocks, whose reader would see later ones.
+    ValueError: a network that takes no latent; a conditional prior for blocks, whose reader would
+      see later ones; tokens for a U-Net.
   """
+  if not isinstance(denoiser, Transformer | UNet):
+    raise ValueError(f"{type(denoiser).__name__} takes no latent; set latent.name=none")
   if denoiser.attends != "all" and family.prior == "conditional":
     raise ValueError(
       "latent.prior 'conditional' reads the whole sequence and blocks may see earlier ones alone; "
       "set latent.prior=learned"
     )
-  denoiser = denoiser.clone(
-    latent_width=family.width, latent_tokens=tokens, absolute_positions=True, parent=None
-  )
+  denoiser = denoiser.with_latent(family.width, tokens)
   if switched_off:
     return denoiser
 
-  def reader(size: int) -> Reader:
-    return Reader(
-      vocab_size=denoiser.vocab_size,
-      width=width or denoiser.width,
-      depth=depth or denoiser.depth,
-      heads=heads or denoiser.heads,
-      mlp=denoiser.mlp,
-      time_conditioning=False,
-      classes=denoiser.classes,
-      dtype=denoiser.dtype,
-      remat=denoiser.remat,
-      attention=denoiser.attention,
-      size=size,
-    )
+  def reader(size: int) -> Reader | ImageReader:
+    return denoiser.reader(size, depth=depth, width=width, heads=heads)
 
   return LatentNetwork(
     denoiser=denoiser,

@@ -39,6 +39,11 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def scaled_normal(scale: float, fan_in: int) -> Any:
+  """Normal numbers of deviation scale / sqrt(fan_in); for scale 0 none are drawn."""
+  return nn.initializers.normal(scale / math.sqrt(fan_in)) if scale else nn.initializers.zeros
+
+
 class Dense(nn.Module):
   """x @ kernel + bias on the last axis, with logical names on both axes of the kernel.
 
@@ -61,7 +66,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., I] to [..., features]."""
-    init = nn.initializers.normal(self.init_scale / math.sqrt(x.shape[-1]))
+    init = scaled_normal(self.init_scale, x.shape[-1])
     kernel = parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
     # Flat rows: the gradient of a product of three axes costs a transposed copy of x and of dy.
     rows_NxI = x.astype(self.dtype).reshape(-1, x.shape[-1])
@@ -127,6 +132,38 @@ class LatentEmbedding(nn.Module):
     seen = jnp.concatenate([latent_BxGxZ, share_BxGx1], axis=-1)
     up = Dense(4 * self.features, (None, "mlp"), use_bias=True, name="up")(seen)
     return Dense(self.features, ("mlp", None), use_bias=True, name="down")(nn.swish(up))
+
+
+def condition(
+  network: Any,
+  zt_BxL: jax.Array,
+  t_BxG: jax.Array | None,
+  label_B: jax.Array | None,
+  latent_BxGxZ: jax.Array | None,
+) -> jax.Array | None:
+  """condition_BxGxC: embeddings of the time, the label and the latent, summed; None for none.
+
+  It is called within a compact method of a network with the attributes vocab_size,
+  time_conditioning, condition_width and classes.
+
+  Raises:
+    ValueError: the network needs an input that is missing, or has no use for one.
+  """
+  if (label_B is not None) != bool(network.classes):
+    raise ValueError(
+      f"a network of {network.classes} classes got {'no labels' if label_B is None else 'labels'}"
+    )
+  parts, width = [], network.condition_width
+  if network.time_conditioning:
+    if t_BxG is None:
+      raise ValueError("a network with time_conditioning needs the time t_BxG")
+    parts.append(TimeEmbedding(width, name="time")(t_BxG))
+  if network.classes:
+    parts.append(nn.Embed(network.classes, width, name="label")(label_B)[:, None, :])
+  if latent_BxGxZ is not None:
+    is_masked_BxL = zt_BxL == network.vocab_size
+    parts.append(LatentEmbedding(width, name="latent")(latent_BxGxZ, is_masked_BxL))
+  return sum(parts[1:], start=parts[0]) if parts else None
 
 
 class Modulation(nn.Module):

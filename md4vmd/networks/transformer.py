@@ -162,7 +162,8 @@ class Trunk(nn.Module):
       tokens_BxN = jnp.concatenate([zt_BxL, clean_BxL], axis=1)
       groups = zt_BxL.shape[1] // (self.block_size or 1)
       t_BxG, latent_BxGxZ = (_then_zeros(each, groups) for each in (t_BxG, latent_BxGxZ))
-    condition_BxGxC = self._condition(tokens_BxN, t_BxG, label_B, latent_BxGxZ)
+    entering = None if self.latent_tokens else latent_BxGxZ
+    condition_BxGxC = layers.condition(self, tokens_BxN, t_BxG, label_B, entering)
     x_BxLxD = self._embed(tokens_BxN, dtype)
     if self.absolute_positions:
       x_BxLxD += self._positions(zt_BxL.shape[1], reach, cache).astype(dtype)[None]
@@ -269,26 +270,6 @@ class Trunk(nn.Module):
     tokens_BxKxD = tokens_Bx1xKD.reshape(x_BxLxD.shape[0], self.latent_tokens, self.width)
     return jnp.concatenate([tokens_BxKxD.astype(x_BxLxD.dtype), x_BxLxD], axis=1)
 
-  def _condition(self, zt_BxL, t_BxG, label_B, latent_BxGxZ):
-    if self.time_conditioning and t_BxG is None:
-      raise ValueError("a network with time_conditioning needs the time t_BxG")
-    if (label_B is not None) != bool(self.classes):
-      raise ValueError(
-        f"a network of {self.classes} classes got {'no labels' if label_B is None else 'labels'}"
-      )
-    parts = []
-    if self.time_conditioning:
-      parts.append(layers.TimeEmbedding(self.condition_width, name="time")(t_BxG))
-    if self.classes:
-      label_BxC = nn.Embed(self.classes, self.condition_width, name="label")(label_B)
-      parts.append(label_BxC[:, None, :])
-    if self.latent_width and not self.latent_tokens:
-      is_masked_BxL = zt_BxL == self.vocab_size
-      parts.append(
-        layers.LatentEmbedding(self.condition_width, name="latent")(latent_BxGxZ, is_masked_BxL)
-      )
-    return sum(parts[1:], start=parts[0]) if parts else None
-
   def _embed(self, zt_BxL, dtype):
     width = self.embedding_width or self.width
     shape = (padded(self.vocab_size), width)
@@ -335,6 +316,55 @@ class Transformer(Trunk):
     kernel_DxP = layers.parameter(self, "head", init, ("embed", "vocab"), shape)
     prediction = HeadPrediction(hidden_BxLxD, kernel_DxP, self.vocab_size)
     return prediction if extended is None else (prediction, extended)
+
+  def with_latent(self, width: int, tokens: int) -> Transformer:
+    """The same network with a latent of this width, which joins the condition or is tokens."""
+    return self.clone(
+      latent_width=width, latent_tokens=tokens, absolute_positions=True, parent=None
+    )
+
+  def reader(self, size: int, *, depth: int | None, width: int | None, heads: int | None) -> Reader:
+    """A network of the same kind that reads raw parameters; its shape is this one's where None."""
+    return Reader(
+      vocab_size=self.vocab_size,
+      width=width or self.width,
+      depth=depth or self.depth,
+      heads=heads or self.heads,
+      mlp=self.mlp,
+      time_conditioning=False,
+      classes=self.classes,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention=self.attention,
+      size=size,
+      parent=None,
+    )
+
+
+class Reader(Trunk):
+  """Raw parameters of a distribution per group, read off the mean features of its tokens.
+
+  Attributes:
+    size: numbers per group; they start at 0.
+  """
+
+  size: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    zt_BxL: jax.Array,
+    marked_BxL: jax.Array,
+    groups: int,
+    label_B: jax.Array | None = None,
+  ) -> jax.Array:
+    """raw_BxGxS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
+    hidden_BxLxD, _ = self.hidden(
+      zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
+    )
+    mean_BxGxD = hidden_BxLxD.reshape(zt_BxL.shape[0], groups, -1, self.width).mean(2)
+    raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
+    return raw(mean_BxGxD.astype(jnp.float32))
 
 
 def _then_zeros(values: jax.Array | None, groups: int) -> jax.Array | None:
