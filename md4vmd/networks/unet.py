@@ -32,9 +32,6 @@ class ImageTrunk(nn.Module):
     embedding_width: features of a channel's embedding; `width` if None.
     patch: side of the squares of pixels that share one place of the feature maps; above 1 it needs
       a head_width.
-    head_width: None ends in a 3x3 convolution to V logits per channel. A number gives each token
-      so many features and all of them one matrix to V logits, which is cheaper and is applied to
-      masked tokens only.
     ordinal: adds a map of sinusoids of the value to its embedding, so that near values look alike.
     absolute_positions: adds a learned vector per pixel. Without it an all-masked image looks the
       same everywhere but near its border.
@@ -57,7 +54,6 @@ class ImageTrunk(nn.Module):
   condition_width: int = 128
   embedding_width: int | None = None
   patch: int = 1
-  head_width: int | None = None
   ordinal: bool = False
   absolute_positions: bool = False
   conditioned_norms: bool = False
@@ -81,11 +77,6 @@ class ImageTrunk(nn.Module):
       (
         self.patch >= 1 and height % self.patch == width % self.patch == 0,
         f"patch {self.patch} must divide images of {height} x {width}",
-      ),
-      (self.head_width is None or self.head_width >= 1, f"head_width {self.head_width} is below 1"),
-      (
-        self.patch == 1 or self.head_width is not None,
-        f"patch {self.patch} needs a head for every token; set head_width, for example to 32",
       ),
       (self.width >= 1, f"width {self.width} must be at least 1"),
       (self.depth >= 1, f"depth {self.depth} must be at least 1"),
@@ -217,7 +208,24 @@ class ImageTrunk(nn.Module):
 
 
 class UNet(ImageTrunk):
-  """mu(z_t, t) of MD4's CIFAR-10 denoiser; its head is a 3x3 convolution to C V logits."""
+  """mu(z_t, t) of MD4's CIFAR-10 denoiser.
+
+  Attributes:
+    head_width: None ends in a 3x3 convolution to V logits per channel. A number gives each token
+      so many features and all of them one matrix to V logits, which is cheaper and is applied to
+      masked tokens only.
+  """
+
+  head_width: int | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.head_width is not None and self.head_width < 1:
+      raise ValueError(f"network head_width {self.head_width} must be at least 1")
+    if self.patch > 1 and self.head_width is None:
+      raise ValueError(
+        f"network patch {self.patch} needs a head for every token; set head_width=32"
+      )
 
   @nn.compact
   def __call__(
