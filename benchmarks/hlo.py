@@ -92,9 +92,11 @@ def _add(total, computations, name, rounds):
     base = opcode.removesuffix("-start")
     if base in COLLECTIVES:
       arrays = _shapes(kind)
-      # The start of an asynchronous one returns its operands too, before its results.
-      is_pair = opcode.endswith("-start") and len(arrays) > 1 and base != "all-reduce"
-      total.bytes[base] += rounds * sum(map(_bytes, arrays[-1:] if is_pair else arrays))
+      if opcode.endswith("-start") and base != "all-reduce":
+        # What an asynchronous one returns at first: its operands, its results and its state.
+        arrays = [array for array in arrays if array != ("u32", [])]
+        arrays = arrays[len(arrays) // 2 :]
+      total.bytes[base] += rounds * sum(map(_bytes, arrays))
       total.count += rounds
     elif opcode in ("dot", "convolution"):
       total.flops += rounds * _flops(opcode, kind, rest, shapes)
@@ -112,21 +114,44 @@ def _add(total, computations, name, rounds):
 
 
 def _trip_count(computations, rest):
-  """Rounds of a `while`, None if unknown; a scan counts up to a constant of its condition."""
+  """Rounds of a `while`, None if unknown: a counter from 0 in constant steps to a constant."""
   known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
   if known:
     return int(known[1])
   condition = computations.get(_find(r"condition=%?([\w.\-]+)", rest), [])
-  constants = {
-    name: int(value[1])
-    for name, kind, opcode, text in condition
-    if opcode == "constant" and (value := re.match(r"(\d+)\)", text)) and kind.startswith("s32[]")
-  }
-  for _, _, opcode, text in condition:
+  body = computations.get(_find(r"body=%?([\w.\-]+)", rest), [])
+  lines = {name: (opcode, text) for name, _, opcode, text in condition}
+  for opcode, text in lines.values():
     if opcode == "compare" and "direction=LT" in text:
-      second = re.findall(r"%?([\w.\-]+)", text.split(")")[0])[-1]
-      return constants.get(second)
+      counter, limit = _operands(text)[:2]
+      end = _constants(condition).get(limit)
+      place = re.search(r"index=(\d+)", lines[counter][1])
+      return -(-end // _step(body, int(place[1]) if place else 0)) if end else None
   return None
+
+
+def _step(body, place):
+  """What one round adds to the counter at that place of the loop's state."""
+  opcodes = {name: (opcode, text) for name, _, opcode, text in body}
+  for opcode, text in reversed(opcodes.values()):
+    if opcode == "tuple" and place < len(_operands(text)):
+      opcode, text = opcodes.get(_operands(text)[place], ("", ""))
+      steps = [_constants(body).get(name) for name in _operands(text)]
+      return next(filter(None, steps), 1) if opcode == "add" else 1
+  return 1
+
+
+def _operands(text):
+  return re.findall(r"%([\w.\-]+)", text.split(")")[0])
+
+
+def _constants(instructions):
+  """Whole scalars by name."""
+  return {
+    name: int(text.split(")")[0])
+    for name, kind, opcode, text in instructions
+    if opcode == "constant" and kind.startswith(("s32[]", "u32[]")) and text[0].isdigit()
+  }
 
 
 def _find(pattern, text):

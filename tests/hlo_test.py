@@ -30,6 +30,23 @@ HloModule jit_step
   %r = (f32[8]{0:T(256)S(1)}, /*index=1*/f32[4,4]) all-reduce(%y, %y), to_apply=%sum
 }
 
+%two.cond (p: (u32[], f32[8,16])) -> pred[] {
+  %n = u32[]{:T(128)} constant(8)
+  %p = (u32[], f32[8,16]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%two.body (p: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {
+  %p = (u32[], f32[8,16]) parameter(0)
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[8,16] get-tuple-element(%p), index=1
+  %y = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %next = u32[] add(%i, %two)
+  ROOT %t = (u32[], f32[8,16]) tuple(%next, %x)
+}
+
 %open.cond (p: (s32[], s32[])) -> pred[] {
   %p = (s32[], s32[]) parameter(0)
   %i = s32[] get-tuple-element(%p), index=0
@@ -47,7 +64,10 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
   %t = (s32[], f32[8,16]) tuple(%x)
   %l = (s32[], f32[8,16]{1,0:T(8,128)S(1)}) while(%t), condition=%scan.cond, body=%scan.body
   %o = (s32[], s32[]) while(%t), condition=%open.cond, body=%open.body
+  %w = (u32[], f32[8,16]) while(%t), condition=%two.cond, body=%two.body
   %s = (f32[4,16], f32[8,16]) all-gather-start(%x), dimensions={0}
+  %c = (f32[8,16], f32[8,16], u32[], u32[]) collective-permute-start(%x), source_target_pairs={}
+  %e = f32[8,16] collective-permute-done(%c)
   ROOT %d = f32[8,16] all-gather-done(%s)
 }
 """
@@ -55,13 +75,14 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 def test_a_loop_counts_as_often_as_it_runs_and_an_open_one_once():
   cost = hlo.cost(LOOPS)
-  assert cost.matrix_flops == 12 * 2 * 8 * 32 * 16 + 2 * 8 * 8 * 16
+  assert cost.matrix_flops == 12 * 2 * 8 * 32 * 16 + (4 + 1) * 2 * 8 * 8 * 16
   assert cost.collective_bytes == {
     "all-gather": 12 * 16 * 32 * 2 + 8 * 16 * 4,
     "all-reduce": 12 * (8 * 4 + 16 * 4),
+    "collective-permute": 8 * 16 * 4,
   }
   assert cost.bytes == sum(cost.collective_bytes.values())
-  assert (cost.collectives, cost.open_loops) == (25, 1)
+  assert (cost.collectives, cost.open_loops) == (26, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import checkpoint, loader, roofline, tpu_compile
+from benchmarks import checkpoint, evaluation, loader, roofline, tpu_compile
 from benchmarks.train_step import Case
 from md4vmd import train_state
 
@@ -83,6 +83,14 @@ def test_a_checkpoint_is_timed_beside_the_step(tmp_path):
   assert figures["parameters"] == train_state.count_parameters(
     checkpoint.make_state(case, checkpoint.Optimizer(steps=1000)).params
   )
+
+
+def test_evaluation_is_timed_beside_training(monkeypatch, tmp_path):
+  monkeypatch.setattr(evaluation, "CASES", (Case("tiny", 11, 8, 1, 16, 2),))
+  out = tmp_path / "out.json"
+  evaluation.main(["--rounds=1", f"--json={out}"])
+  figures = json.loads(out.read_text())
+  assert figures["tiny/over_training_step"] > 0 and figures["tiny/tokens_per_second"] > 0
 
 
 def test_the_roofline_divides_by_the_measured_peak(tmp_path):
