@@ -3,8 +3,8 @@
   python -m benchmarks.step_cost --config=configs/cifar10.py:md4 --data=cifar10.npz
 
 The step of a batch of one example is lowered, not compiled or run, so that a laptop can count for a
-pod. Recomputation (remat) is counted. XLA counts the body of a loop once: the head's loop runs once
-for one image under a convolutional head, and its other rows are not counted under any other head.
+pod. Recomputation (remat) is counted. XLA counts the body of a loop once, so that only networks
+without loops are counted right: U-Nets with a convolutional head, whose loop takes one image.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ import importlib
 
 import jax
 
-from md4vmd import build, data, partitioning, steps
+from md4vmd import build, data, networks, partitioning, steps
 from md4vmd.train_state import count_parameters
 
 
 def count(config: build.Config) -> dict[str, float]:
-  """Parameters, and operations of one step for one example."""
+  """Parameters, and operations of one step for one example.
+
+  Raises:
+    ValueError: the network has loops, whose operations XLA does not multiply.
+  """
   config.run.update({"batch_size": 1, "microbatches": 1})
   model = build.model(config)
+  if not isinstance(model.network, networks.UNet) or model.network.head_width:
+    raise ValueError("only networks 'unet' and 'uvit' without a head_width have no loops to count")
   step = functools.partial(
     steps.train_step,
     network=model.network,

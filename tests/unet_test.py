@@ -139,7 +139,8 @@ def test_a_unet_takes_a_latent_with_a_reader_of_its_own():
     return jnp.abs(first - second).max(), jnp.abs(raw - other).max()
 
   where_BxL = jnp.broadcast_to(jnp.arange(48)[None, :] < 20, (2, 48))
-  assert all(size > 1e-4 for size in change(params, ZT_BxL, where_BxL))
+  by_latent, by_mark = change(params, ZT_BxL, where_BxL)
+  assert by_latent > 1e-4 and by_mark > 1e-4
   with pytest.raises(ValueError, match=r"latent\.tokens is 4"):
     networks.with_latent(UNet(**SMALL), latents.TABLE["gaussian"](width=2), tokens=4)
 
@@ -149,7 +150,7 @@ def test_a_unet_takes_a_latent_with_a_reader_of_its_own():
   [
     (UNet, {"image_shape": None}, "set network.name=transformer"),
     (UNet, {"patch": 3}, "patch 3 must divide images of 4 x 4"),
-    (UNet, {"patch": 2}, "patch 2 needs a head for every token; set head_width"),
+    (UNet, {"patch": 2}, "patch 2 needs a head for every token; set network.head_width"),
     (UNet, {"depth": 0}, "depth 0"),
     (UNet, {"heads": 3}, "heads 3 must divide the features of the middle, 8"),
     (UNet, {"remat": "some"}, "remat 'some'"),

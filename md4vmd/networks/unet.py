@@ -30,8 +30,7 @@ class ImageTrunk(nn.Module):
     time_conditioning: whether the network sees t.
     condition_width: features of the time and label embedding.
     embedding_width: features of a channel's embedding; `width` if None.
-    patch: side of the squares of pixels that share one place of the feature maps; above 1 it needs
-      a head_width.
+    patch: side of the squares of pixels that share one place of the feature maps.
     ordinal: adds a map of sinusoids of the value to its embedding, so that near values look alike.
     absolute_positions: adds a learned vector per pixel. Without it an all-masked image looks the
       same everywhere but near its border.
@@ -116,8 +115,8 @@ class ImageTrunk(nn.Module):
     latent_BxGxZ: jax.Array | None,
     deterministic: bool,
     marked_BxL: jax.Array | None = None,
-  ) -> jax.Array:
-    """swish(norm(features)), [B, H, W, width].
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """(features before their last norm, [B, H, W, width]; the condition, [B, C]).
 
     Args:
       zt_BxL: ids in [0, V].
@@ -143,7 +142,7 @@ class ImageTrunk(nn.Module):
     for i in range(self.depth + 1):
       h = jnp.concatenate([h, skips.pop()], axis=-1)
       h = self._block(f"up_{i}")(h, condition_BxC, deterministic)
-    return nn.swish(conv.GroupNorm(self.conditioned_norms, name="norm")(h, condition_BxC))
+    return h, condition_BxC
 
   def _enter(self, zt_BxL, marked_BxL):
     """The feature map [B, H, W, width] of the tokens."""
@@ -211,21 +210,21 @@ class UNet(ImageTrunk):
   """mu(z_t, t) of MD4's CIFAR-10 denoiser.
 
   Attributes:
-    head_width: None ends in a 3x3 convolution to V logits per channel. A number gives each token
-      so many features and all of them one matrix to V logits, which is cheaper and is applied to
-      masked tokens only.
+    head_width: None ends in a 3x3 convolution to V logits per channel, for a patch of 1. A number
+      gives each token so many features and all of them one matrix to V logits, which is cheaper
+      and is applied to masked tokens only.
   """
 
   head_width: int | None = None
 
   def __post_init__(self):
     super().__post_init__()
-    if self.head_width is not None and self.head_width < 1:
-      raise ValueError(f"network head_width {self.head_width} must be at least 1")
     if self.patch > 1 and self.head_width is None:
       raise ValueError(
-        f"network patch {self.patch} needs a head for every token; set head_width=32"
+        f"network patch {self.patch} needs a head for every token; set network.head_width=32"
       )
+    if self.head_width is not None and self.head_width < 1:
+      raise ValueError(f"network head_width {self.head_width} must be at least 1")
 
   @nn.compact
   def __call__(
@@ -238,9 +237,11 @@ class UNet(ImageTrunk):
     deterministic: bool = True,
   ) -> ConvPrediction | HeadPrediction:
     """Predicts every token of zt_BxL; see `ImageTrunk.features` for the inputs."""
-    hidden_BxHxWxD = self.features(
+    h, condition_BxC = self.features(
       zt_BxL, t_BxG, label_B=label_B, latent_BxGxZ=latent_BxGxZ, deterministic=deterministic
     )
+    norm = conv.GroupNorm(self.conditioned_norms, name="norm")
+    hidden_BxHxWxD = nn.swish(norm(h, condition_BxC))
     tokens = self._grid[2]
     if self.head_width:
       split = layers.Dense(
@@ -358,10 +359,11 @@ class ImageReader(ImageTrunk):
   ) -> jax.Array:
     """raw_Bx1xS from tokens in [0, V], V where nothing is known; the marked ones are told apart."""
     assert groups == 1
-    hidden_BxHxWxD = self.features(
+    h, _ = self.features(
       zt_BxL, None, label_B=label_B, latent_BxGxZ=None, deterministic=True, marked_BxL=marked_BxL
     )
-    mean_BxD = hidden_BxHxWxD.astype(jnp.float32).mean((1, 2))
+    # Before a group norm, which would take the brightness away.
+    mean_BxD = layers.normalise(h.astype(jnp.float32).mean((1, 2)))
     raw = layers.Dense(self.size, ("embed", None), use_bias=True, init_scale=0.0, name="raw")
     return raw(mean_BxD)[:, None, :]
 
