@@ -76,8 +76,7 @@ def measure(config: Any, dataset: Any, *, rounds: int, size: int) -> dict[str, f
 
 def main(arguments: list[str] | None = None) -> None:
   parser = timing.parser(__doc__)
-  parser.add_argument("--vocab_size", type=int, help="of data that is not there")
-  parser.add_argument("--length", type=int, help="tokens of a sequence, likewise")
+  tpu_compile.add_options(parser)
   parser.add_argument("--batch_size", type=int, help="in place of run.batch_size")
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--matrix_size", type=int, default=4096, help="of the product for the peak")
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tpu_compile.parse_config(rest)
     if options.batch_size:
       config.run.batch_size = options.batch_size
-    dataset = tpu_compile.stand_in(config, options.vocab_size, options.length)
+    dataset = tpu_compile.stand_in(config, options)
     figures = measure(config, dataset, rounds=options.rounds, size=options.matrix_size)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ compiles `steps.train_step` with the config's own network, objective, optimizer,
 mesh ahead of time, and prints what the compiler says: memory per chip, whether it fits, and the
 FLOPs and the bytes of collectives per step and chip. Nothing is estimated by hand, and nothing
 runs. It needs the compiler of the extra [tpu], no TPU, and none of the config's data: --vocab_size
-and --length describe it where the config does not.
+and --length, or --image_shape, describe it where the config does not.
 
 Several topologies with commas and --batch_per_device=8 make a table of weak scaling. Settings of
 the config are overridden as in training, for example --config.mesh.fsdp=-1 --config.mesh.data=1.
@@ -14,6 +14,7 @@ the config are overridden as in training, for example --config.mesh.fsdp=-1 --co
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
@@ -26,7 +27,7 @@ from benchmarks import hlo, timing
 _DATA = {
   "text": {"vocab_size": 27},
   "tokens": {"vocab_size": 50257},
-  "images": {"vocab_size": 256, "length": 3072},
+  "images": {"vocab_size": 256},
   "sudoku": {"vocab_size": 4, "length": 16},
   "sudoku_csv": {"vocab_size": 9, "length": 81},
 }
@@ -62,13 +63,28 @@ def topology_devices(name: str) -> list[Any]:
     ) from error
 
 
-def stand_in(config: Any, vocab_size: int | None, length: int | None):
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The options that describe data that is not there."""
+  parser.add_argument("--vocab_size", type=int, help="of data that is not there")
+  parser.add_argument("--length", type=int, help="tokens of a sequence, likewise")
+  parser.add_argument("--image_shape", default="32x32x3", help="of images, likewise")
+
+
+def stand_in(config: Any, options: argparse.Namespace):
   """A dataset without examples, with the vocabulary and length of the config's.
 
   Raises:
     ValueError: the config does not say them.
   """
   from md4vmd.data import Dataset
+
+  vocab_size, length, image_shape = options.vocab_size, options.length, None
+  if config.data.name == "images":
+    sides = re.fullmatch(r"(\d+)x(\d+)x(\d+)", options.image_shape)
+    if not sides:
+      raise ValueError(f"--image_shape={options.image_shape} must be like 64x64x3")
+    image_shape = tuple(map(int, sides.groups()))
+    length = math.prod(image_shape)
 
   known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
   if config.data.get("length"):
@@ -77,7 +93,9 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None):
   missing = {"vocab_size", "length"} - known.keys()
   if missing:
     raise ValueError(f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in missing)}")
-  return Dataset(splits={}, about="a stand-in", **known)
+  dataset = Dataset(splits={}, about="a stand-in", **known)
+  dataset.image_shape = image_shape
+  return dataset
 
 
 def compile_step(config: Any, dataset: Any, devices: list[Any]):
@@ -181,8 +199,7 @@ def row(topology: str, figures: dict[str, float]) -> list[Any]:
 def main(arguments: list[str] | None = None) -> None:
   parser = timing.parser(__doc__)
   parser.add_argument("--topology", default="v5e:4x4", help="slices, with commas between them")
-  parser.add_argument("--vocab_size", type=int, help="of data that is not there")
-  parser.add_argument("--length", type=int, help="tokens of a sequence, likewise")
+  add_options(parser)
   parser.add_argument("--batch_per_device", type=int, help="in place of run.batch_size")
   options, rest = parser.parse_known_args(arguments)
   try:
@@ -191,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
       config = parse_config(rest)
       if options.batch_per_device:
         config.run.batch_size = options.batch_per_device * len(topology_devices(topology))
-      dataset = stand_in(config, options.vocab_size, options.length)
+      dataset = stand_in(config, options)
       found = measure(config, dataset, topology)
       rows.append(row(topology, found))
       figures |= {f"{topology}/{name}": value for name, value in found.items()}
