@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--image_shape", default="32x32x3", help="of images, likewise")
 
 
-def stand_in(config: Any, options: argparse.Namespace):
+def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shape: str = "32x32x3"):
   """A dataset without examples, with the vocabulary and length of the config's.
 
   Raises:
@@ -78,13 +78,13 @@ def stand_in(config: Any, options: argparse.Namespace):
   """
   from md4vmd.data import Dataset
 
-  vocab_size, length, image_shape = options.vocab_size, options.length, None
+  shape = None
   if config.data.name == "images":
-    sides = re.fullmatch(r"(\d+)x(\d+)x(\d+)", options.image_shape)
+    sides = re.fullmatch(r"(\d+)x(\d+)x(\d+)", image_shape)
     if not sides:
-      raise ValueError(f"--image_shape={options.image_shape} must be like 64x64x3")
-    image_shape = tuple(map(int, sides.groups()))
-    length = math.prod(image_shape)
+      raise ValueError(f"--image_shape={image_shape} must be like 64x64x3")
+    height, width, channels = map(int, sides.groups())
+    shape, length = (height, width, channels), height * width * channels
 
   known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
   if config.data.get("length"):
@@ -94,7 +94,7 @@ def stand_in(config: Any, options: argparse.Namespace):
   if missing:
     raise ValueError(f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in missing)}")
   dataset = Dataset(splits={}, about="a stand-in", **known)
-  dataset.image_shape = image_shape
+  dataset.image_shape = shape
   return dataset
 
 
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
       config = parse_config(rest)
       if options.batch_per_device:
         config.run.batch_size = options.batch_per_device * len(topology_devices(topology))
-      dataset = stand_in(config, options)
+      dataset = stand_in(config, options.vocab_size, options.length, options.image_shape)
       found = measure(config, dataset, topology)
       rows.append(row(topology, found))
       figures |= {f"{topology}/{name}": value for name, value in found.items()}

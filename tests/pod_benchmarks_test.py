@@ -59,6 +59,14 @@ def test_data_that_is_not_described_is_asked_for():
   assert (dataset.vocab_size, dataset.length) == (10, 4)
 
 
+def test_images_are_described_by_their_shape():
+  config = tpu_compile.parse_config(["--config=configs/imagenet64.py"])
+  dataset = tpu_compile.stand_in(config, None, None, "64x64x3")
+  assert (dataset.vocab_size, dataset.length, dataset.image_shape) == (256, 12288, (64, 64, 3))
+  with pytest.raises(ValueError, match="--image_shape=64 must be like 64x64x3"):
+    tpu_compile.stand_in(config, None, None, "64")
+
+
 def test_the_loader_reads_every_example_of_the_file(tmp_path):
   x_NxL = np.arange(40 * 8).reshape(40, 8).astype(np.uint16)
   loader.write(tmp_path / "x.array_record", x_NxL)
