@@ -87,7 +87,7 @@ def _number(name: str) -> int | None:
 
 
 def name() -> str:
-  """ "process 1 of 4", or "" where there is only one."""
+  """Which process this is, as in "process 1 of 4"; "" where there is only one."""
   if not jax.distributed.is_initialized():
     return ""
   return f"process {jax.process_index()} of {jax.process_count()}"

@@ -26,7 +26,16 @@ runpy.run_path({path!r}, run_name="on_eight_devices")[{name!r}]()
 
 
 # The files that take longest start first, so that the processes of the tests end together.
-_LONGEST = ("end_to_end", "resume", "mesh", "vmd", "samplers", "identities", "autoregression")
+_LONGEST = (
+  "end_to_end",
+  "multi_process",
+  "resume",
+  "mesh",
+  "vmd",
+  "samplers",
+  "identities",
+  "autoregression",
+)
 
 
 def pytest_collection_modifyitems(items):
