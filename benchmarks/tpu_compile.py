@@ -85,14 +85,15 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shap
       raise ValueError(f"--image_shape={image_shape} must be like 64x64x3")
     height, width, channels = map(int, sides.groups())
     shape, length = (height, width, channels), height * width * channels
-
   known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
   if config.data.get("length"):
     known["length"] = config.data.length
   known |= {key: value for key, value in (("vocab_size", vocab_size), ("length", length)) if value}
   missing = {"vocab_size", "length"} - known.keys()
   if missing:
-    raise ValueError(f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in missing)}")
+    raise ValueError(
+      f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in sorted(missing))}"
+    )
   dataset = Dataset(splits={}, about="a stand-in", **known)
   dataset.image_shape = shape
   return dataset

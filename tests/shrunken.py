@@ -55,6 +55,7 @@ LIKE_ANOTHER = {
   ("mnist", "genmd4"),
   ("mnist", "vmd"),
   ("mnist", "class"),
+  ("mnist", "transformer"),
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),

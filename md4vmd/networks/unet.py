@@ -344,7 +344,7 @@ class ImageReader(ImageTrunk):
   """Raw parameters of a distribution, read off the mean features of an image.
 
   Attributes:
-    size: numbers per image; they start at 0.
+    size: numbers per image.
   """
 
   size: int = 0
@@ -364,7 +364,7 @@ class ImageReader(ImageTrunk):
     )
     # Before a group norm, which would take the brightness away.
     mean_BxD = layers.normalise(h.astype(jnp.float32).mean((1, 2)))
-    raw = layers.Dense(self.size, ("embed", None), use_bias=True, init_scale=0.0, name="raw")
+    raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
     return raw(mean_BxD)[:, None, :]
 
 
