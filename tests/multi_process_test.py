@@ -59,13 +59,13 @@ def make_config(path):
 class Pod:
   """Commands that are the processes of one run."""
 
-  def __init__(self, server, workdir, count, *, steps, fsdp=2, then=()):
+  def __init__(self, server, workdir, count, *, steps, fsdp=2):
     arguments = [
       "--config=configs/text8.py",
       f"--config.data.path={server.folder}/words.txt",
       f"--workdir={workdir}",
       f"--config.run.steps={steps}",
-      f"--config.run.then={then}",
+      "--config.run.then=()",
       f"--config.mesh.fsdp={fsdp}",
       *(f"--config.{key}={value}" for key, value in SETTINGS.items()),
     ]
@@ -98,7 +98,7 @@ def server(tmp_path_factory):
 def one(server, tmp_path_factory):
   """Workdir of the run of one process."""
   workdir = tmp_path_factory.mktemp("one")
-  Pod(server, workdir, 1, steps=STEPS, fsdp=1, then=("evaluate", "sample")).succeed()
+  Pod(server, workdir, 1, steps=STEPS, fsdp=1).succeed()
   return workdir
 
 
@@ -147,7 +147,7 @@ def four(server, stopped, tmp_path_factory):
   for step in saved_steps(workdir):
     if step > 7:
       shutil.rmtree(workdir / f"checkpoints/{step}")
-  return workdir, Pod(server, workdir, 4, steps=STEPS, then=("evaluate", "sample")).succeed()
+  return workdir, Pod(server, workdir, 4, steps=STEPS).succeed()
 
 
 def saved_state(workdir, step):
@@ -222,25 +222,10 @@ def test_sigterm_to_one_lets_all_save_the_same_step(stopped):
 
 def test_only_the_first_process_speaks_and_writes(four):
   workdir, printed = four
-  assert "Continuing from step 7." in printed[0] and "samples at step 20" in printed[0]
+  assert "Continuing from step 7." in printed[0] and "step 20/20" in printed[0]
   assert all(line.startswith("[Gloo]") for text in printed[1:] for line in text.splitlines())
   lines = [line["step"] for line in read_metrics(workdir)]
   assert lines == list(range(1, STEPS + 1))
-
-
-def test_four_processes_evaluate_and_sample_what_one_does(four, one):
-  ours, expected = (
-    json.loads((workdir / f"eval/{STEPS}-likelihood.json").read_text())
-    for workdir in (four[0], one)
-  )
-  numbers = {key: value for key, value in expected.items() if "/" in key}
-  assert numbers
-  for key, value in numbers.items():
-    # The states differ by the rounding of 20 steps; for figures of one state see below.
-    assert ours[key] == pytest.approx(value, rel=1e-4), key
-  samples = [np.load(workdir / f"samples/{STEPS}.npz") for workdir in (four[0], one)]
-  assert samples[0]["x_BxL"].shape == samples[1]["x_BxL"].shape == (3, 16)
-  np.testing.assert_array_equal(samples[0]["free_BxL"], samples[1]["free_BxL"])
 
 
 def random_params(model):

@@ -37,7 +37,7 @@ def weights(config):
 def sample_untrained(weights, monkeypatch, tmp_path):
   """A function (config, settings of the sampler) -> the workdir with samples at initial weights."""
 
-  def load(model, workdir):
+  def load(model, workdir, step):
     return Restored(0, {"ema": weights}, {})
 
   monkeypatch.setattr(sample.train_state, "load_average", load)

@@ -24,6 +24,7 @@ QUICK = {
 # Variants that differ from another one by their data or a few settings; tests/build_test.py builds
 # their models.
 LIKE_ANOTHER = {
+  ("sudoku", "4x4"),
   ("sudoku", "4x4-several"),
   ("sudoku", "9x9-small"),
   ("synthetic", "pairs_skewed"),
@@ -59,6 +60,7 @@ LIKE_ANOTHER = {
   ("text8", "block8"),
   ("text8", "block16"),
   ("text8", "d3pm"),
+  ("text8", "vmd"),
 }
 
 
