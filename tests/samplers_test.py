@@ -343,7 +343,7 @@ def sample_on_eight_devices_and_one():
   """Run by the test below."""
   fns, times = _headed(6, 4), samplers.times("cosine", 4)
   mesh = partitioning.make_mesh(data=2, fsdp=2, tensor=2)
-  for name in ("ancestral", "margin", "token_ancestral"):
+  for name in ("margin", "token_ancestral"):
     step = samplers.TABLE[name](temperature=1.0)
     if step.is_by_token:
       fns = fns._replace(token_power=lambda: jnp.linspace(0.7, 1.6, 4))

@@ -27,6 +27,7 @@ LIKE_ANOTHER = {
   ("sudoku", "4x4"),
   ("sudoku", "4x4-several"),
   ("sudoku", "9x9-small"),
+  ("sudoku", "vmd"),
   ("synthetic", "pairs_skewed"),
   ("synthetic", "d1"),
   ("synthetic", "d2"),
@@ -61,6 +62,7 @@ LIKE_ANOTHER = {
   ("text8", "block16"),
   ("text8", "d3pm"),
   ("text8", "vmd"),
+  ("text8", "md4"),
 }
 
 

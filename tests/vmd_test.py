@@ -4,6 +4,7 @@ Latents are tables of a few codes here, so that every expectation over z is a su
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def enumerated(fns):
   return ModelFns(fns.denoise, None, fns.prior)
 
 
-def evaluate(objective, fns, x_L=X_L, rows=ROWS, compiled=True, **fields):
+def evaluate(objective, fns, x_L=X_L, rows=ROWS, **fields):
   """LossTerms of many independent draws for one sequence."""
   batch = toys.make_batch(np.tile(x_L, (rows, 1)), **fields)
 
@@ -44,7 +45,7 @@ def evaluate(objective, fns, x_L=X_L, rows=ROWS, compiled=True, **fields):
     draws = objective.draw(rngs.batch_noise(key, rows), batch)
     return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
 
-  return (jax.jit(loss) if compiled else loss)(jax.random.key(0))
+  return jax.jit(loss)(jax.random.key(0))
 
 
 def law(fns, schedule, times, x_NxL, **settings):
@@ -250,7 +251,7 @@ def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, x64):
 
   ours = lambda params: objective.loss(fns(params), batch, draws, step=jnp.zeros((), int)).loss
   (value, grads), (expected, plain_grads) = (
-    jax.value_and_grad(function)(params) for function in (ours, plain)
+    jax.jit(jax.value_and_grad(function))(params) for function in (ours, plain)
   )
   assert float(value) == pytest.approx(float(expected), rel=1e-12)
   np.testing.assert_allclose(grads["p"], plain_grads["p"], rtol=1e-9, atol=1e-12)
@@ -281,7 +282,7 @@ def network():
     V, width=16, depth=2, heads=2, condition_width=8, time_conditioning=False
   )
   made = networks.with_latent(denoiser, latents.GaussianFamily(width=2))
-  params = made.init(jax.random.key(0), jnp.zeros((1, L), int))["params"]
+  params = jax.jit(made.init)(jax.random.key(0), jnp.zeros((1, L), int))["params"]
   params = jax.tree.map(
     lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
     nn.unbox(params),
@@ -297,8 +298,12 @@ def _zeroed(params, *path):
 
 
 def _loss(objective, fns, batch):
-  noise = rngs.batch_noise(jax.random.key(3), len(batch.x_BxL))
-  return objective.loss(fns, batch, objective.draw(noise, batch), step=jnp.zeros((), int))
+  @jax.jit
+  def loss(key):
+    draws = objective.draw(rngs.batch_noise(key, len(batch.x_BxL)), batch)
+    return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+  return loss(jax.random.key(3))
 
 
 BATCH = toys.make_batch(toys.sequences(L, V)[:16])
@@ -348,14 +353,18 @@ def test_a_latent_moves_the_prediction_as_condition_and_as_tokens():
       V, width=16, depth=1, heads=2, condition_width=8, time_conditioning=False, adaln_zero=False
     )
     made = networks.with_latent(denoiser, latents.GaussianFamily(width=2), tokens=tokens)
-    params = nn.unbox(made.init(jax.random.key(0), jnp.zeros((1, L), int))["params"])
-    denoise = networks.bind(made, params).denoise
     zt_BxL = jnp.full((1, L), V)
-    logits = [
-      denoise(zt_BxL, None, latent_BxGxZ=jnp.full((1, 1, 2), z)).logits() for z in (0.0, 3.0)
-    ]
-    assert logits[0].shape == (1, L, V) and np.abs(logits[0] - logits[1]).max() > 1e-2
-    np.testing.assert_array_equal(denoise(zt_BxL, None).logits(), logits[0])
+
+    @jax.jit
+    def predict(key, made=made, zt_BxL=zt_BxL):
+      params = nn.unbox(made.init(key, zt_BxL)["params"])
+      denoise = functools.partial(networks.bind(made, params).denoise, zt_BxL, None)
+      latents_BxGxZ = [jnp.full((1, 1, 2), z) for z in (0.0, 3.0)]
+      return denoise().logits(), *(denoise(latent_BxGxZ=z).logits() for z in latents_BxGxZ)
+
+    without, at_0, at_3 = predict(jax.random.key(0))
+    assert at_0.shape == (1, L, V) and np.abs(at_0 - at_3).max() > 1e-2
+    np.testing.assert_array_equal(without, at_0)
 
 
 # --- the trap ----------------------------------------------------------------------------------
@@ -484,20 +493,26 @@ def test_free_nats_and_warm_up_change_the_loss_and_never_the_bound(x64):
 
 @pytest.mark.parametrize("form", ["global", "step", "jump", "paper"])
 def test_clues_are_seen_by_prior_and_posterior_and_never_scored(form):
-  given_BxL = np.tile([False, True, False], (64, 1))
-  seen = []
+  batch = toys.make_batch(np.tile(X_L, (64, 1)), given_BxL=np.tile([False, True, False], (64, 1)))
+  objective = VMD(Linear(), V, form)
 
-  def spy(role, function):
-    def call(*arrays, **inputs):
-      seen.append((role, np.asarray(arrays[1] if role == "encode" else arrays[0])))
-      return function(*arrays, **inputs)
+  @jax.jit
+  def loss(key):
+    seen = {"denoise": [], "encode": [], "prior": []}
 
-    return call
+    def spy(role):
+      def call(*arrays, **inputs):
+        seen[role].append(arrays[1] if role == "encode" else arrays[0])
+        return getattr(FNS, role)(*arrays, **inputs)
 
-  fns = ModelFns(*(spy(role, getattr(FNS, role)) for role in ("denoise", "encode", "prior")))
-  terms = evaluate(VMD(Linear(), V, form), fns, rows=64, compiled=False, given_BxL=given_BxL)
-  assert {role for role, _ in seen} == {"denoise", "encode", "prior"}
-  for _, tokens_BxL in seen:
+      return call
+
+    draws = objective.draw(rngs.batch_noise(key, 64), batch)
+    return objective.loss(ModelFns(*map(spy, seen)), batch, draws, step=jnp.zeros((), int)), seen
+
+  terms, seen = loss(jax.random.key(0))
+  assert all(seen.values())
+  for tokens_BxL in itertools.chain(*seen.values()):
     assert (tokens_BxL[:, 1] == X_L[1]).all()
   np.testing.assert_array_equal(terms.tokens_B, 2)
 
@@ -506,11 +521,14 @@ def test_clues_are_seen_by_prior_and_posterior_and_never_scored(form):
 def test_an_example_that_fills_the_batch_adds_nothing(form, x64):
   objective = VMD(Linear(), V, form)
   batch = toys.make_batch(np.tile(X_L, (4, 1)), weight_B=[1.0, 1.0, 1.0, 0.0])
-  draws = objective.draw(rngs.batch_noise(jax.random.key(0), 4), batch)
-  loss = lambda rows: objective.loss(
-    FNS, *jax.tree.map(lambda leaf: leaf[rows], (batch, draws)), step=jnp.zeros((), int)
-  )
-  whole, apart = loss(slice(0, 4)), loss(slice(0, 3))
+
+  @jax.jit
+  def losses(key):
+    draws = objective.draw(rngs.batch_noise(key, 4), batch)
+    first = lambda count: jax.tree.map(lambda leaf: leaf[:count], (batch, draws))
+    return [objective.loss(FNS, *first(count), step=jnp.zeros((), int)) for count in (4, 3)]
+
+  whole, apart = losses(jax.random.key(0))
   assert float(whole.loss) == pytest.approx(float(apart.loss), rel=1e-12)
   assert all(part[3] == 0 for part in whole.parts.values())
 
