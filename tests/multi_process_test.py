@@ -200,7 +200,8 @@ def test_a_process_leaves_with_a_line_within_a_minute_when_another_is_killed(kil
   _, status, err, seconds = killed
   assert status not in (0, train.PREEMPTED)
   assert seconds < 60
-  assert "lost another process of the run" in err or "another task died" in err, err
+  lines = ("error: process 0 of 2: ", "another task died")  # ours, or that of jax's service
+  assert any(line in err for line in lines), err
 
 
 def test_the_run_goes_on_bit_for_bit_from_what_a_killed_one_had_saved(killed, stopped):
@@ -223,7 +224,8 @@ def test_sigterm_to_one_lets_all_save_the_same_step(stopped):
 def test_only_the_first_process_speaks_and_writes(four):
   workdir, printed = four
   assert "Continuing from step 7." in printed[0] and "step 20/20" in printed[0]
-  assert all(line.startswith("[Gloo]") for text in printed[1:] for line in text.splitlines())
+  for text in printed[1:]:  # gloo says there who is connected, from several threads at once
+    assert not any(ours in text for ours in ("step", "Continuing", "Data:", "Network:"))
   lines = [line["step"] for line in read_metrics(workdir)]
   assert lines == list(range(1, STEPS + 1))
 
