@@ -10,13 +10,9 @@ without loops are counted right: U-Nets with a convolutional head, whose loop ta
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 
-import jax
-
-from md4vmd import build, data, networks, partitioning, steps
-from md4vmd.train_state import count_parameters
+from md4vmd import build, data, networks, partitioning, train, train_state
 
 
 def count(config: build.Config) -> dict[str, float]:
@@ -29,24 +25,16 @@ def count(config: build.Config) -> dict[str, float]:
   model = build.model(config)
   if not isinstance(model.network, networks.UNet) or model.network.head_width:
     raise ValueError("only networks 'unet' and 'uvit' without a head_width have no loops to count")
-  step = functools.partial(
-    steps.train_step,
-    network=model.network,
-    objective=model.objective,
-    optimizer=model.optimizer,
-    microbatches=1,
-    seed=model.seed,
-  )
   with partitioning.use(model.mesh):
-    init = lambda: steps.init_state(
-      model.network, model.optimizer, model.seed, model.dataset.length
-    )
-    state = partitioning.placed(model.mesh, init)
+    state = train_state.abstract(model)
     batches = data.train_batches(model.dataset, batch_size=1, seed=0)
     batch = partitioning.put_batch(model.mesh, next(batches))
-    costs = jax.jit(step).lower(state, batch).cost_analysis()
+    costs = train.compiled_step(model).lower(state, batch).cost_analysis()
   assert costs is not None
-  return {"parameters": float(count_parameters(state.params)), "flops": float(costs["flops"])}
+  return {
+    "parameters": float(train_state.count_parameters(state.params)),
+    "flops": float(costs["flops"]),
+  }
 
 
 def main() -> None:

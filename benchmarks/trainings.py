@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import multiprocessing
 import os
@@ -13,11 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks import timing
-from md4vmd import build, data, partitioning, steps, train_state
+from md4vmd import build, data, partitioning, train, train_state
 
 
 def on_cores(
@@ -62,19 +60,11 @@ def seconds_per_step(configs: Mapping[str, Any], steps_at_once: int = 10) -> dic
 
   def stepper(made: Any) -> Callable[[], Any]:
     model = build.model(made)
-    step = functools.partial(
-      steps.train_step,
-      network=model.network,
-      objective=model.objective,
-      optimizer=model.optimizer,
-      microbatches=model.run.microbatches,
-      seed=model.seed,
-    )
     examples = model.dataset.split(model.dataset.train_split)
     arrays = next(data.evaluation_batches(examples, batch_size=model.run.batch_size))
     with partitioning.use(model.mesh):
       state, batch = train_state.initial(model), partitioning.put_batch(model.mesh, arrays)
-      compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+      compiled = train.compiled_step(model).lower(state, batch).compile()
 
     def take() -> Any:
       nonlocal state
