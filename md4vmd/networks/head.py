@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from md4vmd import numerics, row_losses
 
-_MOST_LOGITS = 11 * 2**20  # elements of the float32 logits of one chunk: 44 MiB
+_MOST_LOGITS = 20 * 2**20  # elements of the float32 logits of one chunk: 80 MiB
 _MOST_ROWS = 1024
 _LARGEST_VOCABULARY_AT_ONCE = 1024
 
@@ -19,6 +19,15 @@ _LARGEST_VOCABULARY_AT_ONCE = 1024
 def padded(vocab_size: int) -> int:
   """Rows of the embedding and columns of the head: V tokens and the mask, in multiples of 128."""
   return 128 * -(-(vocab_size + 1) // 128)
+
+
+def _rows_at_once(columns: int) -> int:
+  """Rows of a chunk of the loss: whole tiles of a matrix unit where they fit the logits' memory.
+
+  Few large chunks are faster: each adds its gradient to that of the whole head.
+  """
+  rows = min(_MOST_ROWS, _MOST_LOGITS // columns)
+  return max(8, rows - rows % (128 if rows >= 128 else 8))
 
 
 @flax.struct.dataclass
@@ -56,7 +65,7 @@ class HeadPrediction:
       weight_BxL,
       values_V,
       vocab_size=self.vocab_size,
-      chunk=min(_MOST_ROWS, max(8, _MOST_LOGITS // self.kernel_DxP.shape[1] // 8 * 8)),
+      chunk=_rows_at_once(self.kernel_DxP.shape[1]),
     )
 
   def map_rows(
