@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from flax import linen as nn
 
 from benchmarks import naive
 from md4vmd import latents, networks, rngs, samplers
@@ -295,10 +294,8 @@ def latent_blocks():
     V, width=16, depth=1, heads=2, condition_width=8, attends="blocks", block_size=S
   )
   network = networks.with_latent(denoiser, latents.GaussianFamily(width=2, prior="learned"))
-  init = lambda: nn.unbox(network.init(jax.random.key(0), jnp.zeros((1, L), int), jnp.ones((1, 1))))
-  shapes = jax.eval_shape(init)["params"]
-  draw = lambda leaf: jnp.asarray(0.3 * RNG.normal(size=leaf.shape), leaf.dtype)
-  return networks.bind(network, jax.tree.map(draw, shapes))
+  inputs = jnp.zeros((1, L), int), jnp.ones((1, 1))
+  return networks.bind(network, toys.random_params(network, *inputs, scale=0.3))
 
 
 def test_each_block_has_a_latent_and_pays_its_divergence(latent_blocks):

@@ -8,14 +8,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax import linen as nn
 
 from md4vmd import networks
-from tests import shrunken
+from tests import shrunken, toys
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the tests' time is compilation, and XLA's older emitters take a third of it. The flag is
+# read when the backend starts, here and in the processes that tests start.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 _ROOT = pathlib.Path(__file__).parent.parent
 _RUN = """
 import runpy, jax
@@ -67,12 +68,8 @@ def make_network():
   def make(name="transformer", *, length, seed=0, **settings):
     small = {"vocab_size": 3, "width": 16, "depth": 1, "heads": 2, "condition_width": 8}
     network = networks.TABLE[name](**(small | settings))
-    rng = np.random.default_rng(seed)
     zt_BxL, t_BxG = jnp.zeros((1, length), jnp.int32), jnp.ones((1, 1))
-    shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), zt_BxL, t_BxG))["params"]
-    scale = lambda leaf: 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.3
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale(leaf), leaf.dtype)
-    return network, jax.tree.map(draw, shapes)
+    return network, toys.random_params(network, zt_BxL, t_BxG, seed=seed)
 
   return make
 

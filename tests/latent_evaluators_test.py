@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +45,7 @@ def models():
     )
     if family is not None:
       network = networks.with_latent(network, family)
-    params = nn.unbox(network.init(jax.random.key(0), jnp.zeros((1, 4), int)))["params"]
-    params = jax.tree.map(
-      lambda leaf: leaf + 0.4 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params
-    )
+    params = toys.random_params(network, jnp.zeros((1, 4), int))
     made[name] = dataclasses.replace(built, network=network), params
   return made
 

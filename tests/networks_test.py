@@ -9,6 +9,7 @@ import pytest
 from md4vmd import networks
 from md4vmd.networks import Transformer
 from md4vmd.networks.head import padded
+from tests import toys
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -20,8 +21,7 @@ T_Bx1 = jnp.array([[0.2], [0.5], [1.0]])
 def make(**options):
   network = Transformer(**{**SMALL, **options})
   label_B = jnp.zeros(3, jnp.int32) if network.classes else None
-  variables = jax.jit(network.init)(jax.random.key(0), ZT_BxL, T_Bx1, label_B=label_B)
-  return network, nn.unbox(variables["params"])
+  return network, toys.random_params(network, ZT_BxL, T_Bx1, label_B=label_B)
 
 
 def gradient(network, params):
@@ -72,8 +72,9 @@ def test_a_network_without_time_conditioning_ignores_t():
 
 
 def test_adaln_zero_starts_every_block_as_the_identity():
-  network, params = make(adaln_zero=True)
-  fns = networks.bind(network, params)
+  network = Transformer(**{**SMALL, "adaln_zero": True})
+  variables = jax.jit(network.init)(jax.random.key(0), ZT_BxL, T_Bx1)
+  fns = networks.bind(network, nn.unbox(variables["params"]))
   logits = fns.denoise(ZT_BxL, T_Bx1).logits()
   np.testing.assert_array_equal(logits, fns.denoise(ZT_BxL, T_Bx1 / 2).logits())
   # Identical tokens get identical logits wherever they stand, as no position has been mixed in.
@@ -139,6 +140,6 @@ def test_time_conditioning_without_a_time_is_refused():
 
 def test_all_logits_of_a_large_vocabulary_are_refused():
   network = Transformer(vocab_size=2000, width=16, depth=1, heads=2, time_conditioning=False)
-  params = nn.unbox(network.init(jax.random.key(0), ZT_BxL)["params"])
+  params = toys.random_params(network, ZT_BxL)
   with pytest.raises(ValueError, match="2000"):
     networks.bind(network, params).denoise(ZT_BxL, None).logits()

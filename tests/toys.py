@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,21 @@ PLAIN_ROW_LOSSES = {
   row_losses.score_entropy: _score_entropy,
   row_losses.power_weighted: _power_weighted,
 }
+
+
+def random_params(network, *inputs, scale=None, seed=0, **named_inputs):
+  """Parameters off their initial values, drawn without compiling an initializer.
+
+  `scale` is the deviation of all; without it that of matrices falls with their inputs.
+  """
+  init = lambda: network.init(jax.random.key(0), *inputs, **named_inputs)
+  rng = np.random.default_rng(seed)
+
+  def draw(leaf):
+    deviation = scale or (1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.3)
+    return jnp.asarray(rng.normal(size=leaf.shape) * deviation, leaf.dtype)
+
+  return jax.tree.map(draw, nn.unbox(jax.eval_shape(init))["params"])
 
 
 @flax.struct.dataclass

@@ -12,6 +12,7 @@ from md4vmd import latents, networks
 from md4vmd.networks import UNet, UViT, conv, unet
 from md4vmd.networks.conv_head import ConvPrediction
 from md4vmd.networks.head import HeadPrediction
+from tests import toys
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -25,11 +26,7 @@ def make(kind=UNet, **options):
   """A network and parameters that are all off their initial values."""
   network = kind(**{**SMALL, "conditioned_norms": True, **options})
   label_B = jnp.zeros(2, jnp.int32) if network.classes else None
-  init = lambda: network.init(jax.random.key(0), ZT_BxL, T_Bx1, label_B=label_B)
-  shapes = nn.unbox(jax.eval_shape(init))["params"]
-  rng = np.random.default_rng(0)
-  draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype)
-  return network, jax.tree.map(draw, shapes)
+  return network, toys.random_params(network, ZT_BxL, T_Bx1, label_B=label_B, scale=0.2)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,6 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -282,12 +281,7 @@ def network():
     V, width=16, depth=2, heads=2, condition_width=8, time_conditioning=False
   )
   made = networks.with_latent(denoiser, latents.GaussianFamily(width=2))
-  params = jax.jit(made.init)(jax.random.key(0), jnp.zeros((1, L), int))["params"]
-  params = jax.tree.map(
-    lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-    nn.unbox(params),
-  )
-  return made, params
+  return made, toys.random_params(made, jnp.zeros((1, L), int))
 
 
 def _zeroed(params, *path):
@@ -356,13 +350,12 @@ def test_a_latent_moves_the_prediction_as_condition_and_as_tokens():
     zt_BxL = jnp.full((1, L), V)
 
     @jax.jit
-    def predict(key, made=made, zt_BxL=zt_BxL):
-      params = nn.unbox(made.init(key, zt_BxL)["params"])
+    def predict(params, made=made, zt_BxL=zt_BxL):
       denoise = functools.partial(networks.bind(made, params).denoise, zt_BxL, None)
       latents_BxGxZ = [jnp.full((1, 1, 2), z) for z in (0.0, 3.0)]
       return denoise().logits(), *(denoise(latent_BxGxZ=z).logits() for z in latents_BxGxZ)
 
-    without, at_0, at_3 = predict(jax.random.key(0))
+    without, at_0, at_3 = predict(toys.random_params(made, zt_BxL))
     assert at_0.shape == (1, L, V) and np.abs(at_0 - at_3).max() > 1e-2
     np.testing.assert_array_equal(without, at_0)
 
