@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import decode, naive, sampler, step_cost, timing, train_step
+from benchmarks import decode, naive, sampler, timing, train_step
 from md4vmd import networks, rngs, steps
-from tests import shrunken
 
 TINY = train_step.Case("tiny", 11, 16, 1, 32, 4)
 
@@ -149,13 +148,3 @@ def test_decoding_command_compares_prints_a_table_and_writes_flat_json(
   figures = json.loads(out.read_text())
   assert figures["tiny/seconds_ratio"] > 0 and figures["tiny/cached_calls"] == 8
   assert 0 <= figures["tiny/logits_error"] <= 1e-5
-
-
-def test_a_step_of_a_convolutional_network_costs_six_operations_per_weight_and_pixel(tmp_path):
-  config = shrunken.config("cifar10", "md4", folder=tmp_path)
-  config.network.remat = "none"
-  found = step_cost.count(config)
-  assert 0.8 < found["flops"] / (6 * 64 * found["parameters"]) < 1.6
-  small = shrunken.config("cifar10", "small", folder=tmp_path)
-  with pytest.raises(ValueError, match="have no loops to count"):
-    step_cost.count(small)

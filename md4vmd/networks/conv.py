@@ -15,20 +15,65 @@ import numpy as np
 
 from md4vmd import numerics
 from md4vmd.networks import layers
+from md4vmd.networks.stack import stacked
 
 _GROUPS = 32
 
 
 def convolve(x_BxHxWxI: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """x * kernel[S, S, I, O] in `numerics.wide`, keeping H and W up to the stride."""
+  """x * kernel[S, S, I, O] in `numerics.wide`, keeping H and W up to the stride.
+
+  Products are of the dtype of x, those of the gradients too.
+  """
+  if stride == 1:
+    return _convolve_by_ones(x_BxHxWxI, kernel)
+  return _convolution(x_BxHxWxI, kernel.astype(x_BxHxWxI.dtype), "SAME", stride)
+
+
+_AXES = ("NHWC", "HWIO", "NHWC")  # of the image, the kernel and the result
+
+
+def _convolution(x, kernel, pads, stride=1, axes=_AXES):
   return jax.lax.conv_general_dilated(
-    x_BxHxWxI,
-    kernel.astype(x_BxHxWxI.dtype),
+    x,
+    kernel,
     (stride, stride),
-    "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    preferred_element_type=numerics.wide(x_BxHxWxI.dtype),
+    pads,
+    dimension_numbers=axes,
+    preferred_element_type=numerics.wide(x.dtype),
   )
+
+
+@jax.custom_vjp
+def _convolve_by_ones(x, kernel):
+  return _convolution(x, kernel.astype(x.dtype), "SAME")
+
+
+def _by_ones_forward(x, kernel):
+  return _convolve_by_ones(x, kernel), (x, kernel)
+
+
+def _by_ones_backward(inputs, dy):
+  x, kernel = inputs
+  pads = [((size - 1) // 2, size // 2) for size in kernel.shape[:2]]
+  turned = kernel[::-1, ::-1].astype(x.dtype)
+
+  def named(x, turned, dy):
+    dx = _convolution(dy, turned, [pad[::-1] for pad in pads], axes=("NHWC", "HWOI", "NHWC"))
+    return dx, _convolution(x, dy, pads, axes=("CHWN", "IHWO", "HWNC"))
+
+  def moved(x, turned, dy):
+    # XLA's CPU convolutions are 20 times slower in a loop where axes are in any other order.
+    dx = _convolution(dy, turned.swapaxes(2, 3), [pad[::-1] for pad in pads])
+    dkernel_IxSxSxO = _convolution(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), pads)
+    return dx, dkernel_IxSxSxO.transpose(1, 2, 0, 3)
+
+  arrays = (x, turned, dy.astype(x.dtype))
+  dx, dkernel = jax.lax.platform_dependent(*arrays, cpu=moved, default=named)
+  return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+_convolve_by_ones.defvjp(_by_ones_forward, _by_ones_backward)
 
 
 class Conv(nn.Module):
@@ -188,9 +233,9 @@ class PatchBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxNxD: jax.Array, condition_BxC: jax.Array | None, deterministic: bool
-  ) -> jax.Array:
-    """[B, N, D] -> [B, N, D]."""
+    self, x_BxNxD: jax.Array, _: None, condition_BxC: jax.Array | None, deterministic: bool
+  ) -> tuple[jax.Array, None]:
+    """([B, N, D] -> [B, N, D], None), the form of a scan's body."""
     length, width = x_BxNxD.shape[1:]
     names = [f"{kind}_{part}" for part in ("attention", "mlp") for kind in _CHUNKS]
     chunk = modulation(self, names, width, condition_BxC, length)
@@ -202,7 +247,8 @@ class PatchBlock(nn.Module):
       features, axes, use_bias=True, dtype=self.dtype, name=name
     )
     hidden = nn.gelu(dense(4 * width, ("embed", "mlp"), "up")(enter("mlp")))
-    return x_BxNxD + drop(dense(width, ("mlp", "embed"), "down")(hidden)) * chunk["gate_mlp"]
+    x_BxNxD += drop(dense(width, ("mlp", "embed"), "down")(hidden)) * chunk["gate_mlp"]
+    return layers.constrain(x_BxNxD, ("batch", None, None)), None
 
 
 _CHUNKS = ("shift", "scale", "gate")
@@ -227,7 +273,7 @@ class PatchTransformer(nn.Module):
     patch: side of a patch; it divides H and W.
     dropout: rate on what each layer adds.
     dtype: of activations.
-    block: the class of a block, `PatchBlock` or its rematerialised form.
+    remat: a key of `stack.REMAT`.
   """
 
   width: int
@@ -236,7 +282,7 @@ class PatchTransformer(nn.Module):
   patch: int
   dropout: float
   dtype: Any
-  block: Any = PatchBlock
+  remat: str
 
   @nn.compact
   def __call__(
@@ -252,9 +298,10 @@ class PatchTransformer(nn.Module):
       self, "position", start, (None, None), (down * across, self.width)
     )
     x_BxNxE += position_NxE.astype(self.dtype)[None]
-    for i in range(self.depth):
-      block = self.block(self.heads, self.dropout, self.dtype, name=f"block_{i}")
-      x_BxNxE = block(x_BxNxE, condition_BxC, deterministic)
+    blocks = stacked(PatchBlock, self.depth, remat=self.remat, shared=2)(
+      self.heads, self.dropout, self.dtype, name="blocks"
+    )
+    x_BxNxE, _ = blocks(x_BxNxE, None, condition_BxC, deterministic)
     chunk = modulation(self, ("shift", "scale"), self.width, condition_BxC, down * across)
     out = layers.Dense(
       side * side * features, ("embed", None), use_bias=True, dtype=self.dtype, name="out"

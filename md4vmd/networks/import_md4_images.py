@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from md4vmd.networks.head import padded
@@ -65,11 +66,24 @@ def read(flat: dict[str, np.ndarray], found: Mapping[str, Any]) -> dict[str, Any
     leaf = flat.pop(ROOT + source)
     shape = _flat_heads(source, leaf)
     put(params, target, leaf.reshape(shape).astype(np.float32))
+  # Their blocks up are numbered in the order in which they run, from the deepest skip.
+  depth = found["depth"]
+  _stack(params, "down", [f"down_{i}" for i in range(depth)])
+  _stack(params, "up", [f"up_{i}" for i in reversed(range(1, depth + 1))])
+  params["up_first"] = params.pop("up_0")
+  if found["name"] == "uvit":
+    names = [f"block_{i}" for i in range(found["middle_depth"])]
+    _stack(params["middle"], "blocks", names)
   return params
 
 
+def _stack(params: dict[str, Any], name: str, blocks: list[str]) -> None:
+  """Puts the stack of these blocks in their place."""
+  params[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *map(params.pop, blocks))
+
+
 def _places(found: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-  """(leaf below ROOT, path in our tree) of all that the U-Net itself holds."""
+  """(leaf below ROOT, path in our tree) of all that the U-Net itself holds, block by block."""
   depth, by_condition = found["depth"], found["conditioned_norms"]
   yield from _dense("Conv_0", ("conv_in",))
   yield "Conv_1/kernel", ("head",)

@@ -11,12 +11,7 @@ import jax.numpy as jnp
 from md4vmd.networks import layers
 from md4vmd.networks.head import HeadPrediction, padded
 from md4vmd.networks.reach import ATTENDS, Cache, Reach, behind, two_streams
-
-REMAT = {
-  "none": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+from md4vmd.networks.stack import REMAT, stacked
 
 
 class Trunk(nn.Module):
@@ -91,7 +86,10 @@ class Trunk(nn.Module):
         self.latent_tokens >= 0 and (self.latent_width > 0 or self.latent_tokens == 0),
         f"latent_tokens {self.latent_tokens} must be 0 where there is no latent, and not negative",
       ),
-      (self.remat in REMAT, f"remat '{self.remat}' must be one of {', '.join(REMAT)}"),
+      (
+        self.remat in REMAT,
+        f"remat '{self.remat}' must be one of {', '.join(REMAT)}",
+      ),
       (
         self.attention in layers.IMPLEMENTATIONS,
         f"attention '{self.attention}' must be one of {', '.join(layers.IMPLEMENTATIONS)}",
@@ -174,7 +172,8 @@ class Trunk(nn.Module):
 
     modulation_scale = 0.0 if self.adaln_zero else 1.0
     cached = None if cache is None else (cache.key_JxBxMxHxE, cache.value_JxBxMxHxE)
-    x_BxLxD, new = self._stack(
+    # Each block gets its slice of what is cached.
+    x_BxLxD, new = stacked(layers.Block, self.depth, remat=self.remat, shared=3)(
       heads=self.heads,
       gate=self.mlp,
       residual_scale=1 / math.sqrt(2 * self.depth),
@@ -209,24 +208,6 @@ class Trunk(nn.Module):
       jnp.zeros(shape, self.dtype), ("layers", "batch", "length", None, None)
     )
     return Cache(empty, empty, jnp.zeros((), jnp.int32))
-
-  @property
-  def _stack(self):
-    """The blocks, scanned over; each gets its slice of what is cached."""
-    policy = REMAT[self.remat]
-    block = (
-      layers.Block
-      if policy is None
-      else nn.remat(layers.Block, policy=policy, prevent_cse=False, static_argnums=(5,))
-    )
-    return nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
 
   def _reach(self, zt_BxL, clean_BxL, cache):
     """What the tokens see, once the inputs are found to fit."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from md4vmd.networks import conv, layers
 from md4vmd.networks.conv_head import ConvPrediction
 from md4vmd.networks.head import HeadPrediction, padded
-from md4vmd.networks.transformer import REMAT
+from md4vmd.networks.stack import REMAT, stacked
 
 
 class ImageTrunk(nn.Module):
@@ -134,14 +134,12 @@ class ImageTrunk(nn.Module):
     condition_BxGxC = layers.condition(self, zt_BxL, t_BxG, label_B, latent_BxGxZ)
     condition_BxC = None if condition_BxGxC is None else condition_BxGxC[:, 0]
     h = self._enter(zt_BxL, marked_BxL)
-    skips = [h]
-    for i in range(self.depth):
-      h = self._block(f"down_{i}")(h, condition_BxC, deterministic)
-      skips.append(h)
-    h = self._middle(h, condition_BxC, deterministic)
-    for i in range(self.depth + 1):
-      h = jnp.concatenate([h, skips.pop()], axis=-1)
-      h = self._block(f"up_{i}")(h, condition_BxC, deterministic)
+    deepest, skips = self._side("down", h, None, condition_BxC, deterministic)
+    h = self._middle(deepest, condition_BxC, deterministic)
+    # Not in the stack, for its skip is not in that of the others, and adding it would copy them.
+    h = jnp.concatenate([h, deepest], axis=-1)
+    h = self._block("up_first", self.remat)(h, condition_BxC, deterministic)
+    h, _ = self._side("up", h, skips, condition_BxC, deterministic)
     return h, condition_BxC
 
   def _enter(self, zt_BxL, marked_BxL):
@@ -192,18 +190,26 @@ class ImageTrunk(nn.Module):
     maps = layers.Dense(features, (None, None), name="ordinal")
     return table_PxE + maps(intensities(self.vocab_size, shape[0]))
 
-  def _block(self, name):
+  def _block(self, name, remat):
     """A residual block, rematerialised as `remat` says."""
-    policy = REMAT[self.remat]
-    cls = conv.ResidualBlock
-    block: Any = cls if policy is None else nn.remat(cls, policy=policy, static_argnums=(3,))
-    return block(self.width, self.conditioned_norms, self.dropout, jnp.dtype(self.dtype), name=name)
+    cls: Any = conv.ResidualBlock
+    if remat != "none":
+      cls = nn.remat(cls, policy=REMAT[remat], static_argnums=(3,))
+    return cls(self.width, self.conditioned_norms, self.dropout, jnp.dtype(self.dtype), name=name)
+
+  def _side(self, name, h, skips, condition_BxC, deterministic):
+    """(features after the blocks of a side, the skips that it leaves behind).
+
+    Block i of the way up reads what entered block i of the way down, so the last one comes first.
+    """
+    run = stacked(_pass, self.depth, remat=self.remat, shared=2, reverse=skips is not None)
+    return run(self._block(name, "none"), h, skips, condition_BxC, deterministic)
 
   def _middle(self, h, condition_BxC, deterministic):
     """Attention between all pixels, between two residual blocks."""
-    h = self._block("middle_in")(h, condition_BxC, deterministic)
+    h = self._block("middle_in", self.remat)(h, condition_BxC, deterministic)
     h = conv.PixelAttention(self.heads, jnp.dtype(self.dtype), name="middle_attention")(h)
-    return self._block("middle_out")(h, condition_BxC, deterministic)
+    return self._block("middle_out", self.remat)(h, condition_BxC, deterministic)
 
 
 class UNet(ImageTrunk):
@@ -324,9 +330,6 @@ class UViT(UNet):
 
   def _middle(self, h, condition_BxC, deterministic):
     """A transformer over patches."""
-    policy = REMAT[self.remat]
-    cls = conv.PatchBlock
-    block: Any = cls if policy is None else nn.remat(cls, policy=policy, static_argnums=(3,))
     middle = conv.PatchTransformer(
       self.middle_width,
       self.middle_depth,
@@ -334,7 +337,7 @@ class UViT(UNet):
       self.middle_patch,
       self.dropout,
       jnp.dtype(self.dtype),
-      block,
+      self.remat,
       name="middle",
     )
     return middle(h, condition_BxC, deterministic)
@@ -366,6 +369,13 @@ class ImageReader(ImageTrunk):
     mean_BxD = layers.normalise(h.astype(jnp.float32).mean((1, 2)))
     raw = layers.Dense(self.size, ("embed", None), use_bias=True, name="raw")
     return raw(mean_BxD)[:, None, :]
+
+
+def _pass(block, h, skip, condition_BxC, deterministic):
+  """(the block's output, what entered it: a skip, on the way down where it is given none)."""
+  left, h = (h, h) if skip is None else (None, jnp.concatenate([h, skip], axis=-1))
+  h = layers.constrain(block(h, condition_BxC, deterministic), ("batch", None, None, None))
+  return h, left
 
 
 def intensities(vocab_size: int, rows: int) -> jax.Array:
