@@ -132,11 +132,13 @@ def measure(config: Any, dataset: Any, topology: str) -> dict[str, float]:
   try:
     compiled = compile_step(config, dataset, devices)
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)([MG])", str(error))
-    if not used:
+    # The compiler says "Used 58.9G of 15.75G", or, where arrays between steps alone are too many,
+    # "required for HLO temporaries (17.26G) exceeds available HBM (15.75G)".
+    sizes = re.findall(r"\b([\d.]+)([MG])\b", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or len(sizes) < 2:
       raise
     scale = {"M": 1e6, "G": 1e9}
-    needed, limit = (float(used[i]) * scale[used[i + 1]] for i in (1, 3))
+    needed, limit = (float(size) * scale[unit] for size, unit in sizes[:2])
     return figures | {"fits": 0, "memory_bytes": needed, "limit_bytes": limit}
   memory = compiled.memory_analysis()
   counted = hlo.cost(compiled.as_text())

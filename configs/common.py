@@ -39,7 +39,7 @@ def base() -> Any:
       "dropout": 0.0,
       "dtype": "float32",
       "remat": "none",
-      "attention": "xla",
+      "attention": "auto",
     }
   )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from md4vmd import numerics
 from md4vmd.forward import group_to_token
+from md4vmd.networks.attention import attend
 from md4vmd.networks.reach import Reach
 
 GATES = {"glu": nn.sigmoid, "swiglu": nn.swish}
-IMPLEMENTATIONS = ("xla", "cudnn")
-Implementation = Literal["xla", "cudnn"]
 KeyValue = tuple[jax.Array, jax.Array]  # of one layer, each [B, M, heads, features]
 
 
@@ -221,15 +220,10 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with rotary positions.
-
-  Attributes:
-    is_causal: tokens see those to their left alone, unless the reach says what they see.
-  """
+  """Multi-head self-attention with rotary positions, by a kernel of `attention`."""
 
   heads: int
-  implementation: Implementation
-  is_causal: bool
+  implementation: str
   init_scale: float
   dtype: Any
 
@@ -247,15 +241,9 @@ class Attention(nn.Module):
     if cached is not None:
       put = lambda old, now: jax.lax.dynamic_update_slice_in_dim(old, now, reach.start, axis=1)
       key, value = put(cached[0], key), put(cached[1], value)
-    seen = reach.is_visible_NxM
-    mixed = jax.nn.dot_product_attention(
-      query,
-      key,
-      value,
-      mask=None if seen is None else seen[None, None],
-      is_causal=self.is_causal and seen is None,
-      # The fused kernel wants even lengths; a call behind a cache may have a single token.
-      implementation=self.implementation if cached is None else "xla",
+    # The sequence that parameters are made for may be one that no kernel takes.
+    mixed = attend(
+      query, key, value, reach, "xla" if self.is_initializing() else self.implementation
     )
     return Dense(
       width, ("heads", "embed"), init_scale=self.init_scale, dtype=self.dtype, name="out"
@@ -291,8 +279,7 @@ class Block(nn.Module):
     modulation_scale: initial scale of the modulation's kernel.
     open_gates: whether its gates start at 1.
     dropout: rate on what the block adds to the residual stream.
-    attention: implementation of `jax.nn.dot_product_attention`.
-    is_causal: see `Attention`.
+    attention: one of `attention.IMPLEMENTATIONS`.
     dtype: dtype of activations.
   """
 
@@ -302,8 +289,7 @@ class Block(nn.Module):
   modulation_scale: float
   open_gates: bool
   dropout: float
-  attention: Implementation
-  is_causal: bool
+  attention: str
   dtype: Any
 
   @nn.compact
@@ -332,7 +318,6 @@ class Block(nn.Module):
     attention = Attention(
       self.heads,
       self.attention,
-      self.is_causal,
       self.residual_scale,
       self.dtype,
       name="attention",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from md4vmd.networks import layers
+from md4vmd.networks.attention import IMPLEMENTATIONS, obstacle
 from md4vmd.networks.head import HeadPrediction, padded
 from md4vmd.networks.reach import ATTENDS, Cache, Reach, behind, two_streams
 from md4vmd.networks.stack import REMAT, stacked
@@ -41,7 +42,8 @@ class Trunk(nn.Module):
     dropout: rate on what each layer adds to the residual stream.
     dtype: "float32" or "bfloat16", the dtype of activations; parameters are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
-    attention: "xla" or "cudnn" (GPU, bfloat16).
+    attention: whose kernel computes attention: "xla"; "cudnn" (NVIDIA, bfloat16); "splash" (TPU,
+      multiples of 128 tokens); or "auto", the platform's own where it takes the input, else "xla".
     attends: what a token sees: "all" tokens; those to the "left" and itself; or "blocks", the
       noisy tokens of its own block and the clean ones of the blocks before it.
     block_size: tokens of a block, for "blocks" alone.
@@ -64,7 +66,7 @@ class Trunk(nn.Module):
   dropout: float = 0.0
   dtype: str = "float32"
   remat: str = "none"
-  attention: layers.Implementation = "xla"
+  attention: str = "auto"
   attends: str = "all"
   block_size: int | None = None
 
@@ -91,24 +93,16 @@ class Trunk(nn.Module):
         f"remat '{self.remat}' must be one of {', '.join(REMAT)}",
       ),
       (
-        self.attention in layers.IMPLEMENTATIONS,
-        f"attention '{self.attention}' must be one of {', '.join(layers.IMPLEMENTATIONS)}",
+        self.attention in IMPLEMENTATIONS,
+        f"attention '{self.attention}' must be one of {', '.join(IMPLEMENTATIONS)}",
       ),
     ]
     rules += [
-      (
-        self.attention != "cudnn" or self.dtype == "bfloat16",
-        f"attention 'cudnn' computes in bfloat16 and dtype is {self.dtype}; set bfloat16",
-      ),
       (self.attends in ATTENDS, f"attends '{self.attends}' must be one of {', '.join(ATTENDS)}"),
       (
         (self.block_size or 0) >= 1 if self.attends == "blocks" else self.block_size is None,
         f"block_size {self.block_size} must be at least 1 where it attends to blocks, and None "
         f"where it attends to '{self.attends}'",
-      ),
-      (
-        self.attends != "blocks" or self.attention != "cudnn",
-        "attention 'cudnn' was never tried with the mask of blocks; set attention 'xla'",
       ),
       (
         self.attends == "all" or self.latent_tokens == 0,
@@ -122,6 +116,14 @@ class Trunk(nn.Module):
     for holds, message in rules:
       if not holds:
         raise ValueError(f"network {message}")
+    message = obstacle(
+      self.attention,
+      dtype=self.dtype,
+      head_width=self.width // self.heads,
+      attends=self.attends,
+    )
+    if message:
+      raise ValueError(f"network {message}")
     super().__post_init__()
 
   def hidden(
@@ -181,7 +183,6 @@ class Trunk(nn.Module):
       open_gates=self.open_gates,
       dropout=self.dropout,
       attention=self.attention,
-      is_causal=self.attends == "left",
       dtype=dtype,
       name="blocks",
     )(x_BxLxD, cached, condition_BxGxC, reach, deterministic)
@@ -222,7 +223,7 @@ class Trunk(nn.Module):
       return two_streams(zt_BxL.shape[1], self.block_size)
     if self.attends == "blocks" and not self.is_initializing():
       raise ValueError("a network that attends to blocks needs clean_BxL or a cache")
-    return Reach()
+    return Reach(attends="left" if self.attends == "left" else "all")
 
   def _positions(self, length, reach, cache):
     """A learned vector for the position of every token; a cache has room for all positions."""
