@@ -141,12 +141,21 @@ def _traffic(computations, kinds, kind, opcode, rest):
   operands = [_in_memory(kinds.get(name, "")) for name in names]
   if opcode != "fusion":
     return sum(operands) + _in_memory(kind)
-  return _traffic_of_fusion(computations.get(_find(r"calls=%?([\w.\-]+)", rest), []), operands)
+  return _traffic_of_fusion(computations[_find(r"calls=%?([\w.\-]+)", rest)], operands)
 
 
 def _traffic_of_fusion(body, operands):
   """As `_traffic`; of an operand that is only sliced, or updated in place, the slice counts."""
-  lines = {name: (kind, opcode, _operands(rest)) for name, kind, opcode, rest in body}
+  same = {name: _operands(rest)[0] for name, _, opcode, rest in body if opcode == "bitcast"}
+
+  def source(name):
+    return source(same[name]) if name in same else name
+
+  lines = {
+    name: (kind, opcode, [source(operand) for operand in _operands(rest)])
+    for name, kind, opcode, rest in body
+    if name not in same
+  }
   total = 0.0
   for name, _, opcode, rest in body:
     if opcode == "parameter":
@@ -155,19 +164,12 @@ def _traffic_of_fusion(body, operands):
         total += sum(_in_memory(each[0]) for each in uses)
       elif not all(each[1] == "dynamic-update-slice" and each[2][0] == name for each in uses):
         total += operands[int(rest.split(")")[0])]
-  for name in _roots(body, lines):
+  last = source(body[-1][0])  # the root stands last
+  for name in lines[last][2] if lines[last][1] == "tuple" else [last]:
     kind, opcode, names = lines[name]
     in_place = opcode == "dynamic-update-slice"
     total += _in_memory(lines[names[1]][0] if in_place else kind)
   return total
-
-
-def _roots(body, lines):
-  """Names of the results of a computation, those of a tuple one by one."""
-  if not body:
-    return []
-  last = body[-1][0]  # the root stands last
-  return lines[last][2] if lines[last][1] == "tuple" else [last]
 
 
 def _in_memory(kind):

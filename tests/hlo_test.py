@@ -130,10 +130,12 @@ MEMORY = """
   %p = f32[12,16,32]{2,1,0:T(8,128)} parameter(0)
   %q = s32[] parameter(1)
   %r = f32[12,8]{1,0} parameter(2)
-  %w = f32[1,16,32] dynamic-slice(%p, %q, %q, %q), dynamic_slice_sizes={1,16,32}
+  %b = f32[12,16,32]{2,1,0} bitcast(%p)
+  %w = f32[1,16,32] dynamic-slice(%b, %q, %q, %q), dynamic_slice_sizes={1,16,32}
   %row = f32[1,8] constant(0)
   %u = f32[12,8] dynamic-update-slice(%r, %row, %q, %q)
-  ROOT %t = (f32[1,16,32], f32[12,8]) tuple(%w, %u)
+  %v = f32[12,8] bitcast(%u)
+  ROOT %t = (f32[1,16,32], f32[12,8]) tuple(%w, %v)
 }
 
 %body (s: (s32[], f32[12,16,32], f32[12,8])) -> (s32[], f32[12,16,32], f32[12,8]) {
