@@ -1,8 +1,11 @@
-"""What a compiled program does, counted in its optimized HLO: matrix FLOPs and collective bytes.
+"""What a compiled program does, counted in its optimized HLO: matrix FLOPs, bytes of main memory
+and of collectives.
 
 XLA's own cost analysis counts the body of a loop once. A transformer is a loop over its layers, so
 here a body counts as often as the loop runs, where the compiler knows; other loops count once and
-are reported. Bytes of a collective are those of its result on one device.
+are reported. Bytes of a collective are those of its result on one device. In main memory every
+instruction reads its operands and writes its result once, a fusion being one instruction; of what
+it slices or updates in place, the slice. FLOPs inside kernels written by hand are not seen.
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
+_LAID_OUT = re.compile(_ARRAY.pattern + r"(\{[^}]*\})?")
+_SLICES = ("dynamic-slice", "slice", "gather")
+_FREE = {
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+  "iota", "after-all", "opt-barrier", "partition-id",
+}  # fmt: skip
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 
 
@@ -33,12 +42,14 @@ class Cost:
 
   Attributes:
     matrix_flops: of matrix products and convolutions, a multiplication and an addition being two.
+    memory_bytes: read from main memory and written to it.
     collective_bytes: by kind of collective.
     collectives: number of them.
     open_loops: loops whose number of rounds the compiler does not know, counted as one round.
   """
 
   matrix_flops: float
+  memory_bytes: float
   collective_bytes: dict[str, float]
   collectives: float
   open_loops: int
@@ -51,7 +62,7 @@ class Cost:
 
 class _Total:
   def __init__(self):
-    self.flops = 0.0
+    self.flops = self.memory = 0.0
     self.bytes: dict[str, float] = collections.defaultdict(float)
     self.count = 0.0
     self.open_loops = 0
@@ -68,7 +79,7 @@ def cost(text: str) -> Cost:
     raise ValueError("the text has no ENTRY computation; give compiled.as_text()")
   total = _Total()
   _add(total, computations, entry, 1.0)
-  return Cost(total.flops, dict(total.bytes), total.count, total.open_loops)
+  return Cost(total.flops, total.memory, dict(total.bytes), total.count, total.open_loops)
 
 
 def _parse(text):
@@ -85,10 +96,13 @@ def _parse(text):
   return computations, entry
 
 
-def _add(total, computations, name, rounds):
+def _add(total, computations, name, rounds, is_fused=False):
   instructions = computations.get(name, [])
   shapes = {result: _shapes(kind) for result, kind, _, _ in instructions}
+  kinds = {result: kind for result, kind, _, _ in instructions}
   for _, kind, opcode, rest in instructions:
+    if not is_fused:
+      total.memory += rounds * _traffic(computations, kinds, kind, opcode, rest)
     base = opcode.removesuffix("-start")
     if base in COLLECTIVES:
       arrays = _shapes(kind)
@@ -107,10 +121,65 @@ def _add(total, computations, name, rounds):
       continue
     # What a reduction applies to pairs of numbers holds nothing that counts here.
     for called in _CALLED.findall(rest):
-      _add(total, computations, called, rounds)
+      _add(total, computations, called, rounds, is_fused or opcode not in ("call", "conditional"))
     branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
     if branches:
-      _add(total, computations, branches[1].split(",")[-1].strip().lstrip("%"), rounds)
+      _add(total, computations, branches[1].split(",")[-1].strip().lstrip("%"), rounds, is_fused)
+
+
+def _traffic(computations, kinds, kind, opcode, rest):
+  """Bytes of main memory that an instruction reads and writes."""
+  names = _operands(rest)
+  if opcode in _FREE or opcode.endswith("-done"):
+    return 0.0
+  if opcode.endswith("-start"):  # its result lists its operands and its results
+    return _in_memory(kind)
+  if opcode in _SLICES:
+    return 2.0 * _in_memory(kind)
+  if opcode == "dynamic-update-slice":
+    return 2.0 * _in_memory(kinds.get(names[1], ""))
+  operands = [_in_memory(kinds.get(name, "")) for name in names]
+  if opcode != "fusion":
+    return sum(operands) + _in_memory(kind)
+  return _traffic_of_fusion(computations[_find(r"calls=%?([\w.\-]+)", rest)], operands)
+
+
+def _traffic_of_fusion(body, operands):
+  """As `_traffic`; of an operand that is only sliced, or updated in place, the slice counts."""
+  same = {name: _operands(rest)[0] for name, _, opcode, rest in body if opcode == "bitcast"}
+
+  def source(name):
+    return source(same[name]) if name in same else name
+
+  lines = {
+    name: (kind, opcode, [source(operand) for operand in _operands(rest)])
+    for name, kind, opcode, rest in body
+    if name not in same
+  }
+  total = 0.0
+  for name, _, opcode, rest in body:
+    if opcode == "parameter":
+      uses = [line for line in lines.values() if name in line[2]]
+      if uses and all(each[1] in _SLICES and each[2][0] == name for each in uses):
+        total += sum(_in_memory(each[0]) for each in uses)
+      elif not all(each[1] == "dynamic-update-slice" and each[2][0] == name for each in uses):
+        total += operands[int(rest.split(")")[0])]
+  last = source(body[-1][0])  # the root stands last
+  for name in lines[last][2] if lines[last][1] == "tuple" else [last]:
+    kind, opcode, names = lines[name]
+    in_place = opcode == "dynamic-update-slice"
+    total += _in_memory(lines[names[1]][0] if in_place else kind)
+  return total
+
+
+def _in_memory(kind):
+  """Bytes of the arrays of a result that lie in main memory and in no space S(n) of the chip."""
+  found = _LAID_OUT.findall(kind)
+  return sum(
+    _bytes((dtype, [int(size) for size in sizes.split(",") if size]))
+    for dtype, sizes, layout in found
+    if "S(" not in layout
+  )
 
 
 def _trip_count(computations, rest):

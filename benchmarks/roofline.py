@@ -2,15 +2,15 @@
 
   python -m benchmarks.roofline --config=configs/text8.py:md4 --batch_size=64
 
-compiles the training step of a config on the devices that are there, counts its matrix FLOPs in
-the optimized program (`benchmarks.hlo`), times it on random tokens, and divides by what one large
-matrix product reaches in the same run: MFU = FLOPs per second of the step / FLOPs per second of the
-product. The loop over masked rows counts once, so its FLOPs are too few where it runs more often.
-`arithmetic_intensity` is FLOPs by bytes that XLA says the program touches, loops counted once. The
-config's data need not be there; see `benchmarks.tpu_compile`.
+counts the matrix FLOPs of the training step of a config, without what remat computes again
+(`benchmarks.products`), compiles it on the devices that are there, times it on random tokens, and
+divides by what one large matrix product reaches in the same run: MFU = FLOPs per second of the
+step / FLOPs per second of the product. The loop over masked rows counts once, so its FLOPs are too
+few where it runs more often. `arithmetic_intensity` is FLOPs by the bytes that the program reads
+and writes (`benchmarks.hlo`). The config's data need not be there; see `benchmarks.tpu_compile`.
 
 On a GPU: python -m benchmarks.roofline --config=configs/owt.py --batch_size=32, then with
---config.network.attention=cudnn.
+--config.network.attention=xla and cudnn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import hlo, timing, tpu_compile
+from benchmarks import hlo, products, timing, tpu_compile
 from md4vmd import build, partitioning, train, train_state
 
 
@@ -58,17 +58,17 @@ def measure(config: Any, dataset: Any, *, rounds: int, size: int) -> dict[str, f
 
     seconds = float(np.median(timing.interleave({"step": step}, rounds=rounds)["step"]))
     peak = matrix_peak(jnp.dtype(model.network.dtype), size, rounds)
-  cost, memory = hlo.cost(compiled.as_text()), compiled.memory_analysis()
-  accessed = float(compiled.cost_analysis().get("bytes accessed", np.nan))
+  accessed, memory = hlo.cost(compiled.as_text()).memory_bytes, compiled.memory_analysis()
   tokens = shape[0] * shape[1] / jax.device_count()
+  flops = products.of_step(config, dataset) / jax.device_count()
   return {
     "parameters": train_state.count_parameters(state.params),
-    "flops_per_token": cost.matrix_flops / tokens,
+    "flops_per_token": flops / tokens,
     "tokens_per_second": tokens / seconds,
     "peak_flops_per_second": peak,
-    "mfu": cost.matrix_flops / seconds / peak,
+    "mfu": flops / seconds / peak,
     "bytes_per_step": accessed,
-    "arithmetic_intensity": cost.matrix_flops / accessed,
+    "arithmetic_intensity": flops / accessed,
     "temp_bytes": memory.temp_size_in_bytes,
     "devices": jax.device_count(),
   }

@@ -4,9 +4,12 @@
 
 compiles `steps.train_step` with the config's own network, objective, optimizer, microbatches and
 mesh ahead of time, and prints what the compiler says: memory per chip, whether it fits, and the
-FLOPs and the bytes of collectives per step and chip. Nothing is estimated by hand, and nothing
-runs. It needs the compiler of the extra [tpu], no TPU, and none of the config's data: --vocab_size
-and --length, or --image_shape, describe it where the config does not.
+FLOPs and the bytes of main memory and of collectives per step and chip. Nothing is estimated by
+hand, and nothing runs. FLOPs are those of the compiled program, without those in kernels of
+attention; the JSON has `model_flops`, without remat, beside them (`benchmarks.products`).
+
+It needs the compiler of the extra [tpu], no TPU, and none of the config's data: --vocab_size and
+--length, or --image_shape, describe it where the config does not.
 
 Several topologies with commas and --batch_per_device=8 make a table of weak scaling. Settings of
 the config are overridden as in training, for example --config.mesh.fsdp=-1 --config.mesh.data=1.
@@ -101,31 +104,20 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shap
 
 def compile_step(config: Any, dataset: Any, devices: list[Any]):
   """The compiled training step on these devices, with the shardings that training would use."""
-  import jax
-  import jax.numpy as jnp
-
+  from benchmarks import products
   from md4vmd import build, partitioning, train, train_state
-  from md4vmd.interfaces import Batch
 
   model = build.model(config, stand_in=dataset, devices=devices)
   with partitioning.use(model.mesh):
     state = train_state.abstract(model)
-    rows, length = model.run.batch_size, dataset.length
-    array: Any = lambda shape, dtype: jax.ShapeDtypeStruct(
-      shape, dtype, sharding=partitioning.of_batch(model.mesh)
-    )
-    batch = Batch(
-      array((rows, length), jnp.int32),
-      array((rows,), jnp.float32),
-      array((rows,), jnp.int32),
-      label_B=array((rows,), jnp.int32) if getattr(model.network, "classes", 0) else None,
-    )
-    return train.compiled_step(model).lower(state, batch).compile()
+    return train.compiled_step(model).lower(state, products.batch_like(model)).compile()
 
 
 def measure(config: Any, dataset: Any, topology: str) -> dict[str, float]:
   """Figures of one slice, per chip and step; `fits` is 0 where the compiler ran out of memory."""
   import jax
+
+  from benchmarks import products
 
   devices = topology_devices(topology)
   figures: dict[str, float] = {"chips": len(devices), "batch": config.run.batch_size}
@@ -152,6 +144,8 @@ def measure(config: Any, dataset: Any, topology: str) -> dict[str, float]:
     "state_bytes": arguments,
     "temp_bytes": memory.temp_size_in_bytes,
     "matrix_flops": counted.matrix_flops,
+    "model_flops": products.of_step(config, dataset) / len(devices),
+    "traffic_bytes": counted.memory_bytes,
     "collective_bytes": counted.bytes,
     "collectives": counted.collectives,
     "open_loops": counted.open_loops,
@@ -178,14 +172,17 @@ def parse_config(arguments: list[str]) -> Any:
   return loaded
 
 
-HEADER = ("slice", "chips", "batch", "fits", "GB", "state GB", "TFLOP", "collective GB", "count")
+HEADER = (
+  "slice", "chips", "batch", "fits", "GB", "state GB", "TFLOP", "traffic GB", "collective GB",
+  "count",
+)  # fmt: skip
 
 
 def row(topology: str, figures: dict[str, float]) -> list[Any]:
   """A line of the table."""
   if not figures["fits"]:
     over = f"no: {figures['memory_bytes'] / 1e9:.1f} of {figures['limit_bytes'] / 1e9:.1f} GB"
-    return [topology, int(figures["chips"]), int(figures["batch"]), over, *[""] * 5]
+    return [topology, int(figures["chips"]), int(figures["batch"]), over, *[""] * 6]
   return [
     topology,
     int(figures["chips"]),
@@ -194,6 +191,7 @@ def row(topology: str, figures: dict[str, float]) -> list[Any]:
     f"{figures['memory_bytes'] / 1e9:.2f}",
     f"{figures['state_bytes'] / 1e9:.3f}",
     f"{figures['matrix_flops'] / 1e12:.3f}",
+    f"{figures['traffic_bytes'] / 1e9:.0f}",
     f"{figures['collective_bytes'] / 1e9:.3f}",
     int(figures["collectives"]),
   ]

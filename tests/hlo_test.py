@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hlo
+from benchmarks import hlo, products
 
 LOOPS = """
 HloModule jit_step
@@ -123,6 +123,68 @@ def test_a_compiled_scan_of_products_is_counted_whole():
   cost = hlo.cost(jax.jit(step).lower(*shapes).compile().as_text())
   assert cost.matrix_flops == 5 * 2 * 8 * 64 * 64
   assert cost.collective_bytes == {} and cost.open_loops == 0
+
+
+MEMORY = """
+%slices (p: f32[12,16,32], q: s32[], r: f32[8,16]) -> (f32[16,32], f32[12,8]) {
+  %p = f32[12,16,32]{2,1,0:T(8,128)} parameter(0)
+  %q = s32[] parameter(1)
+  %r = f32[12,8]{1,0} parameter(2)
+  %b = f32[12,16,32]{2,1,0} bitcast(%p)
+  %w = f32[1,16,32] dynamic-slice(%b, %q, %q, %q), dynamic_slice_sizes={1,16,32}
+  %row = f32[1,8] constant(0)
+  %u = f32[12,8] dynamic-update-slice(%r, %row, %q, %q)
+  %v = f32[12,8] bitcast(%u)
+  ROOT %t = (f32[1,16,32], f32[12,8]) tuple(%w, %v)
+}
+
+%body (s: (s32[], f32[12,16,32], f32[12,8])) -> (s32[], f32[12,16,32], f32[12,8]) {
+  %s = (s32[], f32[12,16,32], f32[12,8]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %p = f32[12,16,32] get-tuple-element(%s), index=1
+  %r = f32[12,8] get-tuple-element(%s), index=2
+  %f = (f32[1,16,32], f32[12,8]) fusion(%p, %i, %r), kind=kLoop, calls=%slices
+  %w = f32[1,16,32] get-tuple-element(%f), index=0
+  %near = f32[8,16]{1,0:T(8,128)S(1)} copy(%w)
+  %y = bf16[8,32] custom-call(%near, %w), custom_call_target="kernel"
+  ROOT %t = (s32[], f32[12,16,32], f32[12,8]) tuple(%i, %p, %r)
+}
+
+%cond (s: (s32[], f32[12,16,32], f32[12,8])) -> pred[] {
+  ROOT %lt = pred[] parameter(0)
+}
+
+ENTRY %main () -> f32[] {
+  %s = (s32[], f32[12,16,32], f32[12,8]) parameter(0)
+  %c = (f32[8,16], f32[8,16]{1,0:S(1)}, u32[]) copy-start(%s)
+  %l = (s32[]) while(%s), condition=%cond, body=%body, config={"known_trip_count":{"n":"12"}}
+}
+"""
+
+
+def test_main_memory_holds_what_is_sliced_and_updated_in_place_once():
+  """A slice of a stack and its result, the index, a row written; then its copy and the kernel."""
+  fusion = 2 * 16 * 32 * 4 + 4 + 8 * 4
+  copy, kernel = 16 * 32 * 4, 16 * 32 * 4 + 8 * 32 * 2
+  start = 8 * 16 * 4 + 4
+  assert hlo.cost(MEMORY).memory_bytes == start + 12 * (fusion + copy + kernel)
+
+
+def test_a_jaxpr_counts_loops_gradients_and_one_branch_of_each_choice():
+  def loss(w, x):
+    step = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ w, lambda x: x, x)
+    return jax.lax.scan(lambda x, _: (step(x), None), x, None, length=5)[0].sum()
+
+  shapes = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((8, 64), jnp.float32)
+  product = 2 * 8 * 64 * 64
+  assert products.count(jax.make_jaxpr(loss)(*shapes).jaxpr) == 5 * product
+  # Backward, each product has a gradient by either factor.
+  assert products.count(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes).jaxpr) == 15 * product
+  image, kernel = jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+  convolve = lambda x: jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  assert products.count(jax.make_jaxpr(convolve)(image).jaxpr) == 2 * 64 * 5 * 27
 
 
 def test_a_text_that_is_no_program_is_refused():
