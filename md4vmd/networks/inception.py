@@ -1,7 +1,8 @@
 """The Inception-v3 (arXiv 1512.00567) whose features define FID, with the weights of 2015-12-05.
 
 Names and poolings are those of pt_inception-2015-12-05, the port to PyTorch of the graph that the
-first FID was computed with (arXiv 1706.08500).
+first FID was computed with (arXiv 1706.08500). With random weights its features of images of 32 and
+64 pixels a side are those of pytorch-fid to 6e-7 of the largest (2026-11-21).
 """
 
 from __future__ import annotations
