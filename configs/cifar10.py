@@ -14,6 +14,8 @@ Variants:
 Cost of small: 14 minutes of one core for 3,000 images, 5.57 bits per dimension on 400 others; see
   docs/results.md.
 Command: python -m md4vmd.main --config=configs/cifar10.py --config.data.path=cifar10.npz
+FID: --mode=evaluate --config.evaluators.fid.weights_path=inception.safetensors; see
+  docs/maths/evaluation.md.
 In-painting: --mode=sample --config.sampler.inpaint=left
 """
 
@@ -42,6 +44,7 @@ def get_config(variant: str = "small"):
   config.network.update({"dropout": 0.1})
   config.sampler.update({"steps": 256, "count": 16})
   config.run.then = ("evaluate", "sample")
+  config.evaluators.fid = ConfigDict({"weights_path": "", "count": 50_000, "statistics": ""})
   if variant == "small":
     config.network.update({"width": 64, "depth": 2, "patch": 2, "head_width": 32, "ordinal": True})
     config.network.update({"embedding_width": 16, "condition_width": 64})

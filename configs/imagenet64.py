@@ -17,6 +17,8 @@ Variants:
   genmd4: md4 with a learned schedule for every value and its own sampler.
   vmd: md4 with a Gaussian latent, trained on the bounds of samplers with 16 to 128 steps.
 Command: python -m md4vmd.main --config=configs/imagenet64.py:md4 --config.data.path=imagenet64
+FID: --mode=evaluate --config.evaluators.fid.weights_path=inception.safetensors; see
+  docs/maths/evaluation.md.
 In-painting: --mode=sample --config.sampler.inpaint=center
 """
 
@@ -44,6 +46,7 @@ def get_config(variant: str = "small"):
   config.network = ConfigDict(common.unet())
   config.sampler.update({"steps": 256, "count": 16})
   config.run.then = ("evaluate", "sample")
+  config.evaluators.fid = ConfigDict({"weights_path": "", "count": 50_000, "statistics": ""})
   if variant == "small":
     config.network.update({"width": 96, "depth": 2, "patch": 4, "head_width": 32, "ordinal": True})
     config.network.update({"embedding_width": 8, "time_conditioning": False, "dropout": 0.1})

@@ -80,6 +80,18 @@ def read(path: pathlib.Path, template: Any, shapes: Mapping[str, Shape]) -> Any:
   return jax.tree.unflatten(jax.tree.structure(template), arrays)
 
 
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of any safetensors file, by name.
+
+  Raises:
+    ValueError: no such file, or no safetensors.
+  """
+  try:
+    return safetensors.numpy.load_file(path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
 def read_header(path: pathlib.Path) -> dict[str, Any]:
   """What `write` was given as `about`, and the format."""
   with safetensors.safe_open(path, framework="np") as file:

@@ -4,6 +4,7 @@ from md4vmd.evaluators.answers import Answers
 from md4vmd.evaluators.any_order import AnyOrder
 from md4vmd.evaluators.blocks import Blocks
 from md4vmd.evaluators.exact import Exact
+from md4vmd.evaluators.fid import FID
 from md4vmd.evaluators.importance_weighted import ImportanceWeighted
 from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
@@ -22,4 +23,5 @@ TABLE = {
   "token_power": TokenPower,
   "zero_shot": ZeroShot,
   "answers": Answers,
+  "fid": FID,
 }
