@@ -26,7 +26,7 @@ Command: python -m md4vmd.main --config=configs/owt.py:md4
 Hardware: md4 on a v5e 4x4 slice or more, 9.2 GB per chip at batch 512 (python -m
   benchmarks.tpu_compile --config=configs/owt.py:md4 --topology=v5e:4x4), 624 MFLOP per token, some
   5e11 tokens; md4-medium on v5e 8x8 with --config.mesh.fsdp=8, 7.4 GB per chip, and not on 4x4, 2.1
-  GFLOP per token.
+  GFLOP per token; genmd4, vmd, ar and block16 on v5e 4x4, 7.6 to 13.1 GB.
 Cost: not run at full size; small as measured in docs/results.md.
 Zero-shot: --mode=evaluate with --config.evaluators.zero_shot.sets naming the files.
 """
