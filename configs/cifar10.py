@@ -6,14 +6,14 @@ steps. Give the official cifar-10-binary.tar.gz, its folder, or an .npz with --c
 
 Variants:
   small (default): a U-Net of .8M parameters on patches of 2x2 pixels, for one CPU core.
-  md4: the settings of the paper. 28.4M parameters, 194 GFLOP per image and training step with
-    remat, 99 EFLOP in all. On a v5e 4x4 slice 1.5 GB per chip (python -m benchmarks.tpu_compile
+  md4: the settings of the paper. 28.4M parameters, 190 GFLOP per image and training step with
+    remat, 97 EFLOP in all. On a v5e 4x4 slice 1.5 GB per chip (python -m benchmarks.tpu_compile
     --config=configs/cifar10.py:md4 --topology=v5e:4x4).
   class: md4 with labels; --config.sampler.labels="(3, 5)" chooses them.
   genmd4: md4 with a learned schedule for every value and its own sampler.
   vmd: md4 with a Gaussian latent, trained on the bounds of samplers with 16 to 128 steps.
-Cost of small: 14 minutes of one core for 3,000 images, 5.57 bits per dimension on 400 others; see
-  docs/results.md.
+Cost of small: some 12 minutes of two cores for 3,000 images, 5.57 bits per dimension on 400
+  others; see docs/results.md.
 Command: python -m md4vmd.main --config=configs/cifar10.py --config.data.path=cifar10.npz
 FID: --mode=evaluate --config.evaluators.fid.weights_path=inception.safetensors; see
   docs/maths/evaluation.md.

@@ -12,7 +12,7 @@ python -m md4vmd.data.prepare_images --train=train --valid=val --size=64 --out=i
 Variants:
   small (default): a U-Net on patches of 4x4 pixels, to try the data on a CPU.
   md4: the settings of the paper, on a pod. The width of the residual blocks, 256, is ours. 198M
-    parameters, 3.14 TFLOP per image and training step with remat, 3,216 EFLOP in all. On a v5e 8x8
+    parameters, 3.10 TFLOP per image and training step with remat, 3,170 EFLOP in all. On a v5e 8x8
     slice 7.7 GB per chip (python -m benchmarks.tpu_compile --config=configs/imagenet64.py:md4
     --topology=v5e:8x8 --image_shape=64x64x3).
   class: md4 with labels and the cosine schedule.

@@ -1,6 +1,7 @@
 """Attention by the kernels of other platforms: splash, interpreted, beside XLA; who takes what."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,22 @@ def test_auto_is_the_kernel_of_the_device_where_it_takes_the_input(
   monkeypatch.setattr(attention, "_device", lambda: device)
   query = jax.ShapeDtypeStruct((1, given["length"], 2, given["width"]), given["dtype"])
   assert attention._kernel("auto", query, REACHES[given["attends"]]) == kernel
+
+
+@pytest.mark.parametrize(
+  "kind, capability, word",
+  [
+    ("NVIDIA H200", "9.0", "NVIDIA"),
+    ("Tesla T4", "7.5", "Tesla"),
+    ("NVIDIA TITAN V", "7.0", ""),
+    ("AMD Instinct", "gfx90a", "AMD"),
+  ],
+)
+def test_devices_without_a_fused_kernel_are_left_to_xla(monkeypatch, kind, capability, word):
+  device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  assert attention._device() == word
+  assert (word in attention._OF_DEVICE) == (word == "NVIDIA")
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,7 @@ def test_a_unet_takes_a_latent_with_a_reader_of_its_own():
     UNet(**SMALL, conditioned_norms=True), latents.TABLE["gaussian"](width=2), depth=1
   )
   assert isinstance(network, networks.LatentNetwork)
-  rng = np.random.default_rng(0)
-  init = lambda: network.init(jax.random.key(0), ZT_BxL, T_Bx1)
-  shapes = nn.unbox(jax.eval_shape(init))["params"]
-  params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2), shapes)
+  params = toys.random_params(network, ZT_BxL, T_Bx1, scale=0.2)
   params["denoiser"]["latent"]["up"]["kernel"] *= 5.0
 
   @jax.jit

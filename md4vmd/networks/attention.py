@@ -20,6 +20,7 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 _TILE = 128  # tokens that splash reads at once are a multiple of it
 _LARGEST_TILE = 512
 _OF_DEVICE = {"NVIDIA": "cudnn", "TPU": "splash"}  # by the first word of its kind
+_AMPERE = 8.0
 # Keys and values are of all tokens, so the axis that cuts sequences cuts heads here.
 _SHARDS = (("data", "fsdp"), ("tensor", "sequence"))
 
@@ -114,10 +115,13 @@ def _kernel(implementation: str, query_BxNxHxE: jax.Array, reach: Reach) -> str:
 
 
 def _device() -> str:
-  """First word of the kind of the devices in use: "cpu", "NVIDIA", "TPU"."""
+  """First word of the kind of the devices in use, "cpu", "NVIDIA" or "TPU"; "" before Ampere."""
   # The mesh may be one of devices that are not there, for which a program is compiled.
   device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-  return device.device_kind.split()[0]
+  kind = device.device_kind.split()[0]
+  if kind == "NVIDIA" and float(getattr(device, "compute_capability", _AMPERE)) < _AMPERE:
+    return ""  # cuDNN's fused attention is not for these
+  return kind
 
 
 def _splash(
