@@ -33,7 +33,10 @@ def test_disagreement_is_noticed():
   with pytest.raises(ArithmeticError, match=r"^c: gradients differ by 1\.0e-02 at \['b'\]$"):
     train_step.compare("c", (2.0, wrong), plain)
   with pytest.raises(ArithmeticError, match="gradients differ by nan"):
-    train_step.compare("c", (2.0, {"a": plain[1]["a"], "b": np.array([np.nan])}), plain)
+    train_step.compare("c", (2.0, {"a": np.full(2, np.nan), "b": plain[1]["b"]}), plain)
+  zeros = (2.0, {"a": plain[1]["a"], "b": np.zeros(1)})
+  with pytest.raises(ArithmeticError, match=r"gradients differ by inf at \['b'\]"):
+    train_step.compare("c", zeros, zeros)
 
 
 def test_train_step_command_compares_prints_a_table_and_writes_flat_json(
