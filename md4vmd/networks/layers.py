@@ -8,6 +8,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from md4vmd import numerics
 from md4vmd.forward import group_to_token
@@ -79,13 +80,15 @@ class Dense(nn.Module):
 def rotary(x_BxLxHxE: jax.Array, position_L: jax.Array | None = None) -> jax.Array:
   """Rotary position embedding on interleaved pairs of features (arXiv 2104.09864).
 
-  Positions are 0, 1, ... where none are given.
+  Positions are 0, 1, ... where none are given; their sines are then constants of the program. Left
+  to XLA, its CPU backend computes them again for every sequence and head.
   """
   length, width = x_BxLxHxE.shape[1], x_BxLxHxE.shape[3]
-  frequency = 10000.0 ** (-jnp.arange(0, width, 2) / width)
-  position_L = jnp.arange(length) if position_L is None else position_L
+  frequency = (10000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
+  xp = np if position_L is None else jnp
+  position_L = np.arange(length, dtype=np.float32) if position_L is None else position_L
   angle_1xLx1xE = (position_L[:, None] * frequency[None, :])[None, :, None, :]
-  cos, sin = jnp.cos(angle_1xLx1xE), jnp.sin(angle_1xLx1xE)
+  cos, sin = xp.cos(angle_1xLx1xE), xp.sin(angle_1xLx1xE)
   even, odd = x_BxLxHxE[..., ::2].astype(jnp.float32), x_BxLxHxE[..., 1::2].astype(jnp.float32)
   turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
   return turned.reshape(x_BxLxHxE.shape).astype(x_BxLxHxE.dtype)
