@@ -85,9 +85,10 @@ def rotary(x_BxLxHxE: jax.Array, position_L: jax.Array | None = None) -> jax.Arr
   """
   length, width = x_BxLxHxE.shape[1], x_BxLxHxE.shape[3]
   frequency = (10000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
-  xp = np if position_L is None else jnp
-  position_L = np.arange(length, dtype=np.float32) if position_L is None else position_L
-  angle_1xLx1xE = (position_L[:, None] * frequency[None, :])[None, :, None, :]
+  xp, place_L = (
+    (np, np.arange(length, dtype=np.float32)) if position_L is None else (jnp, position_L)
+  )
+  angle_1xLx1xE = (place_L[:, None] * frequency[None, :])[None, :, None, :]
   cos, sin = xp.cos(angle_1xLx1xE), xp.sin(angle_1xLx1xE)
   even, odd = x_BxLxHxE[..., ::2].astype(jnp.float32), x_BxLxHxE[..., 1::2].astype(jnp.float32)
   turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
