@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "block16": ("block16", {}),
   "genmd4": ("genmd4", {}),
   "md4": ("small", {}),
+  "md4_tilted": ("small", {"objective.estimator": "tilted"}),
   "md4_linear": ("small", _INTEGRAL),
   "md4_cosine": ("small", _INTEGRAL | {"schedule.name": "cosine"}),
   "md4_poly": ("small", _INTEGRAL | {"schedule.name": "poly", "schedule.power": 2.0}),
@@ -44,6 +45,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ABOUT = {
   "md4": "count, does not see t",
+  "md4_tilted": "tilted, does not see t",
   "md4_linear": "time, sees t",
   "md4_cosine": "time, sees t",
   "md4_poly": "time, w = 2, sees t",

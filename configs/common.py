@@ -62,9 +62,9 @@ def base() -> Any:
     }
   )
 
-  # md4, sedd: estimator is count | time | steps (md4 alone; then steps is T, and auxiliary D3PM's);
-  #   block_size makes it block diffusion
-  # genmd4: power is learned | frozen
+  # md4, sedd: estimator is count | tilted (count for training) | time | steps (md4 alone; then
+  #   steps is T, and auxiliary D3PM's); block_size makes it block diffusion
+  # genmd4: power is learned | frozen; estimator is count | tilted
   # vmd: form is global (with block_size too) | step | jump | paper
   # ar: nothing to set
   config.objective = ConfigDict(
@@ -78,6 +78,8 @@ def base() -> Any:
       "block_size": placeholder(int),
       "form": placeholder(str),
       "samples": placeholder(int),
+      "grid": placeholder(str),
+      "posterior_reads": placeholder(str),
       "step_counts": placeholder(tuple),
       "all_masked": placeholder(float),
       "blocks": placeholder(int),

@@ -37,6 +37,8 @@ SECTIONS = (
 )
 # A run that changes one of these is another run.
 IDENTITY = ("seed", "data", "schedule", "network", "latent", "objective")
+# How a network computes, not what: evaluation and sampling may change these.
+_HOW = ("dtype", "remat", "attention", "dropout")
 Config = Any  # a ConfigDict; its attributes have no static types
 _READER_KEYS = ("reader_depth", "reader_width", "reader_heads")
 _FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
@@ -145,6 +147,7 @@ class Model:
   mesh: Mesh
   seed: int
   evaluators: dict[str, dict[str, Any]]
+  config: dict[str, Any]
   config_hash: str
 
 
@@ -165,6 +168,8 @@ def model(
   for key in config:
     if key not in (*SECTIONS, "seed"):
       raise ValueError(f"config has no section '{key}'{nearest(key, SECTIONS)}")
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2**32)")
   dataset: data.Dataset = stand_in or _from_table(data.TABLE, config.data, "data")
   schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
   vocab_size = dataset.vocab_size
@@ -201,6 +206,7 @@ def model(
     mesh=mesh,
     seed=config.seed,
     evaluators={name: _settings(section) for name, section in config.evaluators.items()},
+    config=plain(config),
     config_hash=config_hash(config),
   )
 
@@ -233,9 +239,7 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
       f"objective '{config.objective.name}' has no time and no latent; set "
       "network.time_conditioning=False and latent.name=none"
     )
-  if isinstance(objective, objectives.GenMD4):
-    if config.latent.name != "none":
-      raise ValueError("objective 'genmd4' has no latent; set latent.name=none")
+  if isinstance(objective, objectives.GenMD4) and config.latent.name == "none":
     if not getattr(network, "time_conditioning", True):
       raise ValueError(
         "objective 'genmd4' has predictions that depend on t; set network.time_conditioning=True"
@@ -243,6 +247,11 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
     return networks.TokenPowerNetwork(network, objective.initial_power)
   if config.latent.name == "none":
     return network
+  if not isinstance(objective, objectives.VMD):
+    raise ValueError(
+      f"objective '{config.objective.name}' trains no latent and latent.name is "
+      f"'{config.latent.name}'; set latent.name=none, or objective.name=vmd"
+    )
   settings = _settings(config.latent)
   reader = {
     key.removeprefix("reader_"): settings.pop(key) for key in _READER_KEYS if key in settings
@@ -338,6 +347,23 @@ def changes(config: Config, recorded: Mapping[str, Any]) -> dict[str, tuple[Any,
         "give another --workdir, or go back to the old value"
       )
   return changed
+
+
+def check_network(built: Model, recorded: Mapping[str, Any], where: Any) -> None:
+  """Raises ValueError where parameters were trained in another network of perhaps equal shapes.
+
+  Args:
+    built: the model that is to use them.
+    recorded: the plain config that they were trained with.
+    where: they come from, for the message.
+  """
+  network = built.config["network"]
+  for key, before in recorded.get("network", {}).items():
+    if key not in _HOW and key in network and network[key] != before:
+      raise ValueError(
+        f"{where} was trained with config.network.{key}={before} and this config has "
+        f"{network[key]}; go back to the old value"
+      )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

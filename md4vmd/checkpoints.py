@@ -72,6 +72,11 @@ class _Chosen(ocp.checkpoint_managers.PreservationPolicy):
     return [checkpoint.step == chosen for checkpoint in checkpoints]
 
 
+def has_any(folder: pathlib.Path) -> bool:
+  """Whether a folder holds a checkpoint, damaged ones included."""
+  return folder.is_dir() and any(path.name[:1].isdigit() for path in folder.iterdir())
+
+
 def read_best(folder: str | pathlib.Path) -> Best | None:
   """The best step of a folder of checkpoints; None where none was rated.
 

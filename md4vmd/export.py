@@ -15,7 +15,7 @@ def export(
 ) -> pathlib.Path:
   """Writes export/<step>.safetensors of the workdir; `run.initial` starts a training from it.
 
-  Its header holds the config, the step, the hash of the config that trained it, and the versions
+  Its header holds the config that trained it and its hash, the step, and the versions
   and the commit that wrote the file.
 
   Raises:
@@ -29,7 +29,7 @@ def export(
   if jax.process_index() == 0:
     path.parent.mkdir(exist_ok=True)
     about = {
-      "config": build.plain(config),
+      "config": restored.meta["config"],
       "step": restored.step,
       "trained_config_hash": restored.meta["config_hash"],
       "made_with": provenance.record(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from md4vmd.interfaces import Batch
+from md4vmd.interfaces import Batch, Schedule
 
 
 def group_to_token(values_BxG: jax.Array, length: int) -> jax.Array:
@@ -44,6 +44,14 @@ def count_from_uniform(u_BxG: jax.Array, size_BxG: jax.Array) -> jax.Array:
   """k = 1 + floor(size * u), uniform on {1..size}; 0 where a group has no free token."""
   k_BxG = 1 + jnp.floor(u_BxG * size_BxG).astype(jnp.int32)
   return jnp.minimum(k_BxG, size_BxG)  # rounding can carry size * u up to size
+
+
+def reveal_probability(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
+  """(alpha(s) - alpha(t)) / (1 - alpha(t)): a token masked at t is visible at the earlier time s.
+
+  By the masked shares, because alpha itself rounds to 1 near t = 0.
+  """
+  return 1.0 - schedule.masked(s) / schedule.masked(t)
 
 
 def mask_tokens(batch: Batch, is_masked_BxL: jax.Array, mask_id: int) -> jax.Array:

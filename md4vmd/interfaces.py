@@ -112,6 +112,10 @@ class Schedule(Protocol):
     """Probability that a token is visible at time t."""
     ...
 
+  def masked(self, t: jax.Array) -> jax.Array:
+    """1 - alpha(t), the probability that it is masked, with all its digits near t = 0."""
+    ...
+
   def dalpha(self, t: jax.Array) -> jax.Array:
     """Derivative of alpha, at most 0."""
     ...

@@ -41,6 +41,10 @@ class Distribution(Protocol):
     """log p(z) in nats: [B, K, G]."""
     ...
 
+  def expectation(self) -> jax.Array:
+    """E z: [B, G, Z]."""
+    ...
+
   def kl(self, other: Any) -> jax.Array | None:
     """KL(self || other) in nats, [B, G]; None where it has no closed form."""
     ...
@@ -76,6 +80,10 @@ class Gaussian:
   def log_prob(self, z_BxKxGxZ: jax.Array) -> jax.Array:
     """See `Distribution.log_prob`."""
     return _log_normal(z_BxKxGxZ, self.mean_BxGxZ[:, None], self.log_scale_BxGxZ[:, None])
+
+  def expectation(self) -> jax.Array:
+    """See `Distribution.expectation`."""
+    return self.mean_BxGxZ
 
   def kl(self, other: Any) -> jax.Array | None:
     """See `Distribution.kl`."""
@@ -117,6 +125,10 @@ class Mixture:
     )
     weight_BxGxM = jax.nn.log_softmax(self.logits_BxGxM)
     return jax.nn.logsumexp(weight_BxGxM[:, None] + log_p_BxKxGxM, axis=-1)
+
+  def expectation(self) -> jax.Array:
+    """See `Distribution.expectation`."""
+    return jnp.einsum("bgm,bgmz->bgz", jax.nn.softmax(self.logits_BxGxM), self.mean_BxGxMxZ)
 
   def kl(self, other: Any) -> jax.Array | None:
     """See `Distribution.kl`."""
@@ -164,12 +176,17 @@ class Codes:
     return self.scale * through.reshape(*through.shape[:-2], codes * classes)
 
   def log_prob(self, z_BxKxGxZ: jax.Array) -> jax.Array:
-    """See `Distribution.log_prob`; z is a constant here, only the distribution has a gradient."""
+    """See `Distribution.log_prob`; its gradient in z reaches straight-through draws."""
     codes, classes = self.log_p_BxGxMxCxA.shape[-2:]
-    z = jax.lax.stop_gradient(z_BxKxGxZ) / self.scale
-    one_hot = z.reshape(*z.shape[:-1], codes, classes)
+    one_hot = (z_BxKxGxZ / self.scale).reshape(*z_BxKxGxZ.shape[:-1], codes, classes)
     log_p_BxKxGxM = jnp.einsum("bkgca,bgmca->bkgm", one_hot, self.log_p_BxGxMxCxA)
     return jax.nn.logsumexp(self.log_weight_BxGxM[:, None] + log_p_BxKxGxM, axis=-1)
+
+  def expectation(self) -> jax.Array:
+    """See `Distribution.expectation`."""
+    weight_BxGxM, p_BxGxMxCxA = jnp.exp(self.log_weight_BxGxM), jnp.exp(self.log_p_BxGxMxCxA)
+    mean_BxGxCxA = jnp.einsum("bgm,bgmca->bgca", weight_BxGxM, p_BxGxMxCxA)
+    return self.scale * mean_BxGxCxA.reshape(*mean_BxGxCxA.shape[:2], -1)
 
   def kl(self, other: Any) -> jax.Array | None:
     """See `Distribution.kl`: closed between products of codes."""
@@ -211,6 +228,10 @@ class Table:
     number_BxKxG = value_BxKxGxC @ (self.classes ** np.arange(self.codes)[::-1])
     log_p_BxGxJ = jax.nn.log_softmax(self.logits_BxGxJ)
     return jnp.take_along_axis(log_p_BxGxJ[:, None], number_BxKxG[..., None], axis=-1)[..., 0]
+
+  def expectation(self) -> jax.Array:
+    """See `Distribution.expectation`."""
+    return jax.nn.softmax(self.logits_BxGxJ) @ self.support().z_JxZ
 
   def kl(self, other: Any) -> jax.Array | None:
     """See `Distribution.kl`."""

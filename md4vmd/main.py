@@ -134,7 +134,7 @@ def _run(argv: list[str]) -> None:
     main(argv)
   except Exception as error:
     _leave_the_others(error)
-    if isinstance(error, ValueError | FileNotFoundError | ArithmeticError):
+    if isinstance(error, ValueError | OSError | ArithmeticError):
       _fail(error)
     raise
 

@@ -27,7 +27,7 @@ from md4vmd import (
   steps,
   train_state,
 )
-from md4vmd.checkpoints import Checkpoints
+from md4vmd.checkpoints import Checkpoints, has_any
 from md4vmd.writers import Writers, read_config, read_metrics, say
 
 PREEMPTED = 42  # exit status after SIGTERM: the scheduler should start the same command again
@@ -53,7 +53,8 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
     ValueError: the workdir holds a run of another config.
   """
   model = build.model(config)
-  changed = build.changes(config, read_config(workdir) or build.plain(config))
+  begun = read_config(workdir) if has_any(workdir / "checkpoints") else None
+  changed = build.changes(config, begun or build.plain(config))
   if "sample" in model.run.then:
     sample.prepare(model)  # a bad prompt is reported before hours of training
   with partitioning.use(model.mesh):

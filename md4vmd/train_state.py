@@ -37,6 +37,7 @@ def initial(model: build.Model) -> steps.TrainState:
   if not model.run.initial:
     return state
   path = pathlib.Path(model.run.initial)
+  build.check_network(model, weights.read_header(path).get("config", {}), path)
   params = weights.read(path, state.params, true_shapes(model))
   put = lambda tree: partitioning.put_like(params, tree)
   return state.replace(params=put(state.params), ema=put(state.ema))
@@ -63,9 +64,11 @@ def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest
   number = chosen.step if chosen else None if step == "latest" else int(step)
   checkpoints = Checkpoints(folder, read_only=True)
   try:
-    return checkpoints.restore_part({"ema": abstract(model).ema}, number)
+    restored = checkpoints.restore_part({"ema": abstract(model).ema}, number)
   finally:
     checkpoints.close()
+  build.check_network(model, restored.meta["config"], f"the checkpoint of step {restored.step}")
+  return restored
 
 
 def true_shapes(model: build.Model) -> dict[str, tuple[int, ...]]:

@@ -93,9 +93,18 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_header(path: pathlib.Path) -> dict[str, Any]:
-  """What `write` was given as `about`, and the format."""
-  with safetensors.safe_open(path, framework="np") as file:
-    header = dict(file.metadata() or {})
+  """What `write` was given as `about`, and the format; {} where another program wrote the file.
+
+  Raises:
+    ValueError: no such file, or no safetensors.
+  """
+  try:
+    with safetensors.safe_open(path, framework="np") as file:
+      header = dict(file.metadata() or {})
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+  if header.get("format") != _FORMAT:
+    return {}
   return {key: value if key == "format" else json.loads(value) for key, value in header.items()}
 
 

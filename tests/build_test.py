@@ -136,7 +136,7 @@ def test_every_section_reaches_the_object_that_it_names(config):
     ),
     (
       {"objective.name": "genmd4", "latent.name": "gaussian"},
-      "objective 'genmd4' has no latent; set latent.name=none",
+      "objective 'genmd4' trains no latent and latent.name is 'gaussian'; set latent.name=none",
     ),
     (
       {"objective.name": "vmd", "latent.name": "gaussian", "sampler.latent_refresh": "block"},

@@ -109,6 +109,24 @@ def test_the_size_biased_estimate_averages_to_the_bound_and_its_gradient(x64):
   assert np.abs(exact_gradient_V).min() > 0.01
 
 
+def test_tilted_draws_average_to_the_same_bound_and_gradient(x64):
+  objective, batch = GenMD4(Poly(1.0), V, estimator="tilted"), _batch(256)
+
+  def loss(power_V, key):
+    draws = objective.draw(rngs.batch_noise(key, 256), batch)
+    terms = objective.loss(_fns(power_V), batch, draws, step=jnp.zeros((), int))
+    return terms.loss / 256, terms.nelbo_B.mean()
+
+  slope = lambda key: jax.grad(loss, has_aux=True)(jnp.asarray(POWER_V), key)
+  found = jax.jit(lambda key_K: jax.lax.map(slope, key_K))(jax.random.split(jax.random.key(0), 400))
+  exact, exact_gradient_V = jax.value_and_grad(_exact_bound)(jnp.asarray(POWER_V))
+  for each_K, true in zip(found, (exact_gradient_V, exact), strict=True):
+    error = each_K.std(0, ddof=1) / np.sqrt(len(each_K))
+    assert (error < 0.01 * np.abs(true).max()).all()
+    assert (np.abs(each_K.mean(0) - true) < 4 * error).all()
+  assert objective.bound(8, "cosine") == GenMD4(Poly(1.0), V, power="frozen")
+
+
 def test_without_the_correction_the_gradient_would_be_wrong(x64):
   """The trap that the correction mends: a size-biased law has a score of mean other than 0."""
   chance_B, sets = _every_pair(POWER_V)
@@ -324,6 +342,7 @@ def test_the_network_starts_at_the_powers_of_the_schedule():
   [
     ({"schedule": TABLE["cosine"]()}, "'linear' or 'poly', not 'cosine'"),
     ({"power": "fixed"}, "one of learned, frozen"),
+    ({"estimator": "time"}, "'genmd4' must be one of count, tilted"),
     ({"power_decay": -1.0}, "power_decay is -1.0; it must be 0, or positive"),
     ({"power_decay": 1.0, "power": "frozen"}, "positive with power 'learned'"),
   ],

@@ -66,6 +66,9 @@ class Rescaled:
   def alpha(self, t):
     return (1 - 2 * EPS) * self.exact.alpha(t) + EPS
 
+  def masked(self, t):
+    return 1 - self.alpha(t)
+
   def dalpha(self, t):
     return (1 - 2 * EPS) * self.exact.dalpha(t)
 

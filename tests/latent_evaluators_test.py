@@ -183,6 +183,14 @@ def test_a_latent_that_is_not_used_has_no_information_and_no_gaps():
   assert int(figures["active_units"]) == 0
 
 
+def test_a_collapsed_gaussian_has_no_active_units_however_few_the_draws():
+  q = lambda x_BxL, *_, **__: latents.Gaussian(*[jnp.zeros((len(x_BxL), 1, 8))] * 2)
+  deaf = lambda zt_BxL, t_BxG, **_: toys.Logits(jnp.zeros((len(zt_BxL), 4, 3)))
+  fns = ModelFns(deaf, q, lambda zt_BxL, **_: q(zt_BxL))
+  batch = toys.make_batch(toys.sequences(4, 3))
+  assert int(sampled_use(fns, batch, vocab_size=3, draws=1, seed=0)["active_units"]) == 0
+
+
 def test_a_gaussian_that_tells_examples_apart_has_active_units_and_information():
   def encode(x_BxL, zt_BxL, where_BxL, *, label_B=None):
     mean_BxZ = jnp.stack([x_BxL[:, 0] - 1.0, 0.0 * x_BxL[:, 0]], axis=1)

@@ -118,6 +118,33 @@ def test_a_posterior_of_zeros_is_the_standard_prior(family, zero_is_standard):
   assert (q.kl(p) is not None) or not zero_is_standard
 
 
+@pytest.mark.parametrize("products", [1, 2])
+def test_straight_through_draws_of_codes_reach_the_divergence(products, x64):
+  """A Gumbel-softmax has the direction of the exact gradient; its length depends on temperature."""
+  rng = np.random.default_rng(1)
+  raw = jnp.asarray(rng.normal(size=(1, 1, 1, 1, 4)))
+  other = jnp.asarray(rng.normal(size=(1, 1, products, 1, 4)))
+  log_weight = jnp.full((1, 1, products), -jnp.log(products))
+  p = latents.Codes(log_weight, jax.nn.log_softmax(other))
+  make = lambda raw: latents.Codes(jnp.zeros((1, 1, 1)), jax.nn.log_softmax(raw))
+
+  def drawn(raw, key):
+    q = make(raw)
+    z = q.sample(key[None], 1)
+    return jnp.sum(q.log_prob(z) - p.log_prob(z))
+
+  def exact(raw):
+    log_q_A = jax.nn.log_softmax(raw)[0, 0, 0, 0]
+    log_p_A = jax.nn.logsumexp(p.log_weight_BxGxM[0, 0, :, None] + p.log_p_BxGxMxCxA[0, 0, :, 0], 0)
+    return jnp.sum(jnp.exp(log_q_A) * (log_q_A - log_p_A))
+
+  found = jax.vmap(jax.grad(drawn), (None, 0))(raw, jax.random.split(jax.random.key(0), DRAWS))
+  mean, true = found.mean(0).ravel(), jax.grad(exact)(raw).ravel()
+  lengths = np.linalg.norm(mean), np.linalg.norm(true)
+  assert mean @ true / np.prod(lengths) > 0.95
+  assert 0.5 < lengths[0] / lengths[1] < 1.1
+
+
 @pytest.mark.parametrize(
   ("make", "rule"),
   [

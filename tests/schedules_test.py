@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from md4vmd import forward
 from md4vmd.schedules import TABLE, Poly
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "md4_schedules.npz")
@@ -92,6 +93,18 @@ def test_schedules_are_those_of_the_reference_after_its_eps(golden, x64):
   assert (np.isinf(reference) == ~is_finite).all()
   error = np.abs(weight - reference)[is_finite]
   assert (error <= (weight * digits)[is_finite] + 1e-6).all()
+
+
+@every_schedule
+def test_masked_is_one_minus_alpha(schedule, x64):
+  t = jnp.linspace(0.0, 1.0, 101)
+  np.testing.assert_allclose(schedule.masked(t), 1.0 - schedule.alpha(t), rtol=0, atol=1e-15)
+
+
+def test_reveal_probabilities_have_their_digits_where_alpha_rounds_to_one():
+  i = jnp.arange(1.0, 6.0)
+  revealed = forward.reveal_probability(Poly(3.0), i / 1000, (i - 1) / 1000)
+  np.testing.assert_allclose(revealed, 1 - ((i - 1) / i) ** 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -473,6 +473,17 @@ def test_the_divergence_warms_up_on_whole_masks_alone():
   for step, expected in [(0, 0.0), (10, 0.0), (20, 0.5), (30, 1.0), (99, 1.0)]:
     charge_B = np.asarray(objective._kl_charge(jnp.int32(step), batch, masked_BxL, draws))[:, 0]
     np.testing.assert_allclose(charge_B, np.where(is_whole_B, expected, 1.0))
+    held = dataclasses.replace(objective, form="global")  # one z for all masks, so all warm up
+    charge_BxG = held._kl_charge(jnp.int32(step), batch, masked_BxL, draws)
+    np.testing.assert_allclose(charge_BxG, np.full((64, 1), expected))
+
+
+def test_a_block_without_free_tokens_costs_nothing(x64):
+  given_BxL = np.array([[True, True, True], [True, False, False]])
+  batch = toys.make_batch(np.tile(X_L, (2, 1)), given_BxL=given_BxL)
+  for form in ("global", "step", "jump"):
+    terms = _loss(VMD(Linear(), V, form, all_masked=1.0), FNS, batch)
+    assert terms.nelbo_B[0] == 0 and terms.nelbo_B[1] > 0
 
 
 def test_free_nats_and_warm_up_change_the_loss_and_never_the_bound(x64):

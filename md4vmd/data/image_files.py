@@ -277,8 +277,8 @@ def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
 class Records:
   """Images in an ArrayRecord file: a label of four bytes, then the bytes of the image."""
 
-  def __init__(self, file: Path, size: int, *, has_labels: bool):
-    self.file, self.size, self.has_labels = file, size, has_labels
+  def __init__(self, file: Path, size: int, *, classes: int):
+    self.file, self.size, self.classes = file, size, classes
     self._records: Any = grain.sources.ArrayRecordDataSource(str(file))
 
   def __len__(self) -> int:
@@ -286,7 +286,7 @@ class Records:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Item:
-    """The example of that number. Raises ValueError where the record has another size."""
+    """The example of that number. Raises ValueError where its size or label is wrong."""
     record = self._records[index]
     require(
       len(record) == _LABEL.size + self.size,
@@ -295,8 +295,15 @@ class Records:
       bytes=len(record),
     )
     item: Item = {"x": np.frombuffer(record, np.uint8, offset=_LABEL.size).astype(np.int32)}
-    if self.has_labels:
-      item["label"] = np.asarray(_LABEL.unpack_from(record)[0], np.int32)
+    if self.classes:
+      (label,) = _LABEL.unpack_from(record)
+      require(
+        0 <= label < self.classes,
+        f"{self.file}: a label is below the {self.classes} classes; prepare the images again",
+        record=index,
+        label=label,
+      )
+      item["label"] = np.asarray(label, np.int32)
     return item
 
 
@@ -328,7 +335,7 @@ def read_records(path: str) -> Images:
   for name in SPLITS:
     file = folder / f"{name}.array_record"
     require(file.is_file(), "the folder lacks the file: prepare the images again", file=str(file))
-    splits[name] = Records(file, math.prod(shape), has_labels=classes > 0)
+    splits[name] = Records(file, math.prod(shape), classes=classes)
   return Images(splits, shape, classes)
 
 

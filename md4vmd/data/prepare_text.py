@@ -204,6 +204,14 @@ def _documents(options: Options, progress: Any) -> Iterator[tuple[str, bool]]:
     )
     yield from ((text, False) for text in rows)
     return
+  if options.valid:
+    resolved = lambda patterns: {path.resolve() for path in documents.files(patterns)}
+    both = resolved(options.source) & resolved(options.valid)
+    require(
+      not both,
+      "--source and --valid both name it; it would be trained on and held out",
+      file=str(next(iter(both), "")),
+    )
   read = 0
   for patterns, is_valid in ((options.source, False), (options.valid, True)):
     for path in documents.files(patterns) if patterns else []:
@@ -309,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
   try:
     options = Options(**vars(parser.parse_args(arguments)))
     manifest = prepare(options)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
   _say(f"{options.out}: {shards.summary(manifest)}")
 

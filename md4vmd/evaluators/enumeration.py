@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from md4vmd import forward
 from md4vmd.interfaces import ModelFns, Schedule
 from md4vmd.samplers.token_ancestral import reveal_probability
 from md4vmd.schedules.poly import Poly
@@ -96,7 +97,7 @@ def exact_log_prob(
     schedule = Poly(fns.token_power())
     revealed = functools.partial(reveal_probability, schedule)
   else:
-    revealed = lambda t, s: (schedule.alpha(s) - schedule.alpha(t)) / (1.0 - schedule.alpha(t))
+    revealed = functools.partial(forward.reveal_probability, schedule)
   masks_SxL = subsets(length)
   sets = len(masks_SxL)
   z_RxL = jnp.where(masks_SxL[None], vocab_size, x_NxL[:, None, :]).reshape(-1, length)

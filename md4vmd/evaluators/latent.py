@@ -107,13 +107,10 @@ def sampled_use(
   every_CxBxGxZ = jnp.broadcast_to(z_BxKxGxZ[None, :, 0], (len(weight_B), *z_BxKxGxZ[:, 0].shape))
   log_q_CxB = q.log_prob(every_CxBxGxZ).sum(-1) + jnp.log(weight_B)[:, None]
   log_marginal_B = jax.nn.logsumexp(log_q_CxB, axis=0) - jnp.log(weight_B.sum())
-  mean_BxS = z_BxKxGxZ.mean(1).reshape(len(weight_B), -1)
-  center_S = jnp.sum(mean_BxS * weight_B[:, None], axis=0) / weight_B.sum()
-  spread_S = jnp.sum(jnp.square(mean_BxS - center_S[None]) * weight_B[:, None], axis=0)
-  noise_S = jnp.sum(z_BxKxGxZ.var(1).reshape(len(weight_B), -1) * weight_B[:, None], axis=0)
-  variance_S = (
-    spread_S - noise_S / draws
-  ) / weight_B.sum()  # of the mean, without its draws' noise
+  mean_BxS = q.expectation().reshape(len(weight_B), -1)
+  share_Bx1 = weight_B[:, None] / weight_B.sum()
+  center_1xS = jnp.sum(mean_BxS * share_Bx1, axis=0, keepdims=True)
+  variance_S = jnp.sum(jnp.square(mean_BxS - center_1xS) * share_Bx1, axis=0)
   nats_B = _nats(fns, batch, zt_BxL, z_BxKxGxZ).mean(1)
   swapped_B = _nats(fns, batch, zt_BxL, jnp.roll(z_BxKxGxZ, 1, axis=0)).mean(1)
   prior_B = _nats(fns, batch, zt_BxL, prior_BxKxGxZ).mean(1)

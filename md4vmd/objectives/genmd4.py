@@ -15,6 +15,7 @@ from md4vmd.schedules.linear import Linear
 from md4vmd.schedules.poly import Poly
 
 POWERS = ("learned", "frozen")
+ESTIMATORS = ("count", "tilted")
 
 
 class _Sets(NamedTuple):
@@ -52,12 +53,15 @@ class GenMD4:
     power: "learned", two sets for every example, or "frozen", one.
     power_decay: nats per token charged for the mean over tokens of log(w / start)^2; never part of
       the bound.
+    estimator: "count", U uniform, or "tilted", the square of a uniform u with weight 2 u, which
+      trains with less noise for the reason given in `MD4`; "count" evaluates.
   """
 
   schedule: Schedule
   vocab_size: int
   power: str = "learned"
   power_decay: float = 0.0
+  estimator: str = "count"
 
   latent_refresh = "once"  # there is none
 
@@ -74,6 +78,11 @@ class GenMD4:
         f"objective power_decay is {self.power_decay}; it must be 0, or positive with "
         "power 'learned'"
       )
+    if self.estimator not in ESTIMATORS:
+      raise ValueError(
+        f"objective estimator is '{self.estimator}'; that of 'genmd4' must be one of "
+        f"{', '.join(ESTIMATORS)}"
+      )
 
   @property
   def initial_power(self) -> float:
@@ -88,14 +97,16 @@ class GenMD4:
   def bound(self, steps: int, grid: str) -> GenMD4:
     """The same bound from one masked set of every example."""
     del steps, grid
-    return dataclasses.replace(self, power="frozen", power_decay=0.0)
+    return dataclasses.replace(self, power="frozen", power_decay=0.0, estimator="count")
 
   def draw(self, noise: Noise, batch: Batch) -> Draws:
     """Levels U of the times, which depend on w, and keys for the masked sets."""
-    u_BxG = noise.grid("time", 1)
-    size_BxG = forward.group_sizes(batch.free_BxL, 1)
+    level_BxG = 1.0 - noise.grid("time", 1)
+    weight_BxG = 1.0 * forward.group_sizes(batch.free_BxL, 1)
+    if self.estimator == "tilted":
+      level_BxG, weight_BxG = jnp.square(level_BxG), 2.0 * level_BxG * weight_BxG
     uniform_BxL = noise.uniform("token", batch.x_BxL.shape[1:])
-    return Draws(1.0 - u_BxG, 1.0 * size_BxG, uniform_BxL, key_B=noise.keys("sets"))
+    return Draws(level_BxG, weight_BxG, uniform_BxL, key_B=noise.keys("sets"))
 
   def loss(
     self,

@@ -202,7 +202,8 @@ class VMD:
     """
     plain = dataclasses.replace(self, kl_hold=0, kl_warmup=0, free_nats=0.0)
     if self.form in ("global", "paper"):
-      return dataclasses.replace(plain, form="global")
+      estimator = self._md4().bound(steps, grid).estimator
+      return dataclasses.replace(plain, form="global", estimator=estimator)
     if self.blocks > 1:
       return dataclasses.replace(plain, all_masked=1.0)
     if self.form == "jump" and steps > 1:
@@ -250,8 +251,7 @@ class VMD:
     count_BxG = counts_J[j_BxG]
     i_BxG = jnp.minimum(((place_BxG - j_BxG) * count_BxG).astype(jnp.int32), count_BxG - 1)
     t_BxG, s_BxG = times_JxK[j_BxG, i_BxG], times_JxK[j_BxG, i_BxG + 1]
-    alpha_t, alpha_s = self.schedule.alpha(t_BxG), self.schedule.alpha(s_BxG)
-    reveal_BxG = (alpha_s - alpha_t) / (1.0 - alpha_t)
+    reveal_BxG = forward.reveal_probability(self.schedule, t_BxG, s_BxG)
     weight_BxG = count_BxG.astype(t_BxG.dtype)
     return Draws(t_BxG, weight_BxG, uniform_BxL, reveal_BxG=reveal_BxG)
 
@@ -407,6 +407,7 @@ class VMD:
       once_BxG = is_scored_BxG * batch.weight_B[:, None]
       return _Terms(is_masked_BxL, weight_BxG, once_BxG, clues_BxL, batch.free_BxL)
     if self.form in ("jump", "paper"):
+      weight_BxG *= forward.group_sizes(is_masked_BxL, weight_BxG.shape[1]) > 0
       return _Terms(is_masked_BxL, weight_BxG, weight_BxG, zt_BxL, is_masked_BxL)
     length, groups = is_masked_BxL.shape[1], weight_BxG.shape[1]
     if self.posterior_reads == "clean" and fns.encode is not None:
@@ -423,13 +424,16 @@ class VMD:
   def _kl_charge(self, step, batch, scored_BxL, draws):
     """charge_BxG, the weight of the divergence in the loss at a training step.
 
-    It rises where a block is masked as a whole. Where some of it is visible it is 1 from the start,
-    or the denoiser would learn to read z instead of the visible tokens.
+    It rises. In the forms that draw z again for every mask, it does so only where a block is masked
+    as a whole: where some of it is visible it is 1 from the start, or the denoiser would learn to
+    read z instead of the visible tokens.
     """
     ones_BxG = jnp.ones_like(draws.weight_BxG)
     if self.kl_hold + self.kl_warmup == 0:
       return ones_BxG
     charge = jnp.clip((step - self.kl_hold) / max(self.kl_warmup, 1), 0.0, 1.0)
+    if self.form in ("global", "paper"):
+      return charge * ones_BxG
     free_BxL = batch.free_BxL
     if draws.block_B is not None:
       free_BxL = self._block(free_BxL, draws.block_B)

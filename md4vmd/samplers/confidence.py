@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from md4vmd import rngs
+from md4vmd import forward, rngs
 from md4vmd.interfaces import Plan, Prediction, Schedule
 from md4vmd.samplers import tokens
 
@@ -85,8 +85,8 @@ class Confidence:
 
     uniform_BxL = rngs.uniform_each(key_B, zt_BxL.shape[1:])
     score_BxL, token_BxL = prediction.map_rows(look, is_masked_BxL, uniform_BxL)
-    alpha_s, alpha_t = schedule.alpha(plan.s_B), schedule.alpha(plan.t_B)
-    share_B = jnp.where(plan.s_B == 0, 1.0, (alpha_s - alpha_t) / (1.0 - alpha_t))
+    reveal_B = forward.reveal_probability(schedule, plan.t_B, plan.s_B)
+    share_B = jnp.where(plan.s_B == 0, 1.0, reveal_B)
     masked_B = is_masked_BxL.sum(-1)
     count_B = jnp.maximum(jnp.round(masked_B * share_B), 1)
     order_BxL = jnp.argsort(jnp.where(is_masked_BxL, -score_BxL, jnp.inf), axis=-1)

@@ -12,8 +12,11 @@ class Cosine:
 
   def alpha(self, t: jax.Array) -> jax.Array:
     """Probability that a token is visible at time t."""
-    # cos(pi/2 (1 - t)) = sin(pi/2 t), which is exactly 0 at t = 0.
-    return 1.0 - jnp.sin(jnp.pi / 2 * t)
+    return 1.0 - self.masked(t)
+
+  def masked(self, t: jax.Array) -> jax.Array:
+    """1 - alpha, with all its digits near t = 0."""
+    return jnp.sin(jnp.pi / 2 * t)  # cos(pi/2 (1 - t)), but exactly 0 at t = 0
 
   def dalpha(self, t: jax.Array) -> jax.Array:
     """Derivative of alpha."""
@@ -25,4 +28,4 @@ class Cosine:
 
   def weight(self, t: jax.Array) -> jax.Array:
     """-alpha' / (1 - alpha)."""
-    return -self.dalpha(t) / jnp.sin(jnp.pi / 2 * t)
+    return -self.dalpha(t) / self.masked(t)

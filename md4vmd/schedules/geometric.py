@@ -36,6 +36,10 @@ class Geometric:
     """Probability that a token is visible at time t."""
     return jnp.exp(-self._beta(t))
 
+  def masked(self, t: jax.Array) -> jax.Array:
+    """1 - alpha, with all its digits near t = 0."""
+    return -jnp.expm1(-self._beta(t))
+
   def dalpha(self, t: jax.Array) -> jax.Array:
     """Derivative of alpha."""
     return -self.alpha(t) * self._beta(t) * self._log_ratio

@@ -14,6 +14,10 @@ class Linear:
     """Probability that a token is visible at time t."""
     return 1.0 - t
 
+  def masked(self, t: jax.Array) -> jax.Array:
+    """1 - alpha."""
+    return t
+
   def dalpha(self, t: jax.Array) -> jax.Array:
     """Derivative of alpha: -1."""
     return -jnp.ones_like(t)

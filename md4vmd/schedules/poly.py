@@ -25,6 +25,10 @@ class Poly:
     """Probability that a token is visible at time t."""
     return 1.0 - t**self.power
 
+  def masked(self, t: jax.Array) -> jax.Array:
+    """1 - alpha, with all its digits near t = 0."""
+    return t**self.power
+
   def dalpha(self, t: jax.Array) -> jax.Array:
     """Derivative of alpha."""
     return -self.power * t ** (self.power - 1.0)

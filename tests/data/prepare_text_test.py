@@ -186,6 +186,15 @@ def test_options_that_mean_nothing_are_refused(tmp_path, settings, words):
   assert words in str(caught.value)
 
 
+def test_a_file_that_is_trained_on_cannot_be_held_out(corpus, tmp_path):
+  held = corpus(["xy"], "train_valid.jsonl")
+  corpus(["ab" * 20], "train_0.jsonl")
+  source = str(tmp_path / "train_*.jsonl")
+  options = Options(source, tmp_path / "out", "bytes", 4, split="files", valid=held)
+  with pytest.raises(ValueError, match=r"train_valid\.jsonl.*both name it"):
+    prepare_text.prepare(options)
+
+
 def test_text_too_short_for_one_example_is_refused(corpus, tmp_path):
   with pytest.raises(ValueError, match="all documents together have 3 tokens; choose a shorter"):
     prepare_text.prepare(Options(corpus(["ab"]), tmp_path / "out", "bytes", 8))
