@@ -66,6 +66,9 @@ def get_config(variant: str = "md4"):
   config.evaluators.zero_shot = common.ConfigDict(
     {"sets": (), "draws": 4, "limit": common.placeholder(int)}
   )
+  config.evaluators.answers = common.ConfigDict(
+    {"path": "", "draws": 16, "limit": common.placeholder(int)}
+  )
   if variant == "md4-medium":
     config.network.update({"width": 1024, "depth": 24, "heads": 16, "dropout": 0.0})
     config.schedule.name = "cosine"
@@ -86,7 +89,8 @@ def get_config(variant: str = "md4"):
     config.objective.update({"name": "ar"})
     config.network.time_conditioning = False
     config.evaluators.likelihood.draws = 1  # nothing is drawn
-    config.evaluators.zero_shot.update({"draws": 1})
+    config.evaluators.zero_shot.draws = 1
+    config.evaluators.answers.draws = 1
   if variant in BLOCKS:
     config.objective.block_size = BLOCKS[variant]
   if variant == "lm1b":

@@ -19,6 +19,12 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+for count in "$processes" "$cpu_devices"; do
+  if ! [[ "$count" =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: --processes and --cpu-devices are numbers from 1, not '$count'" >&2
+    exit 2
+  fi
+done
 if [ $# -eq 0 ]; then
   echo "error: nothing to run; give -- --config=configs/quickstart.py" >&2
   exit 2

@@ -13,8 +13,8 @@
 #   all       create, setup, run; starts again where a preempted slice ended the run; then delete
 #
 # The environment says which slice: NAME, ZONE, TYPE (v5litepod-16), VERSION (v2-alpha-tpuv5-lite),
-# PROJECT if it is not gcloud's own, SPOT=1 for capacity that may be taken back, FOLDER for a
-# workdir that all workers see (a mounted bucket or NFS).
+# PROJECT if it is not gcloud's own, SPOT=1 for capacity that may be taken back, FOLDER for the
+# workdir, which all workers see and which outlives the slice (a mounted bucket or NFS).
 set -euo pipefail
 
 NAME="${NAME:-md4vmd}" ZONE="${ZONE:-us-central1-a}" TYPE="${TYPE:-v5litepod-16}"
@@ -56,19 +56,26 @@ create() {
 
 setup() {
   local archive="${TMPDIR:-/tmp}/md4vmd-$NAME.tgz"
-  call git -C "$(dirname "$0")/.." archive --format=tgz "--output=$archive" HEAD
-  call gcloud compute tpus tpu-vm scp "$archive" "$NAME:md4vmd.tgz" "${where[@]}" --worker=all
+  call git -C "$(dirname "$0")/.." archive --format=tgz "--output=$archive" HEAD &&
+  call gcloud compute tpus tpu-vm scp "$archive" "$NAME:md4vmd.tgz" "${where[@]}" --worker=all &&
   on_all_workers "mkdir -p md4vmd && tar -xzf md4vmd.tgz -C md4vmd && cd md4vmd && \
 python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
 }
 
-run() {
+check() {
   if [ $# -eq 0 ]; then
     echo "error: nothing to run; give -- --config=configs/owt.py --workdir=FOLDER" >&2
-    return 2
+    exit 2
   fi
+  if [[ -z "${FOLDER:-}" && " $*" != *" --workdir"* ]]; then
+    echo "error: the run has no folder that outlives the slice; set FOLDER, or give --workdir" >&2
+    exit 2
+  fi
+}
+
+run() {
   local arguments
-  arguments="$(printf '%q ' "$@")"
+  arguments="$(printf '%q ' "$@" ${FOLDER:+"--workdir=$FOLDER"})"
   # Asynchronous collectives: the gather of a layer's parameters overlaps the layer before it.
   on_all_workers "cd md4vmd && echo \$\$ > pid && \
 export JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/jax && \
@@ -89,8 +96,8 @@ all() {
   local restarts status
   for ((restarts = 0; restarts <= ${MOST_RESTARTS:-100}; restarts++)); do
     create
-    setup
     status=0
+    setup || { status=$?; echo "error: setup failed; giving the slice back" >&2; break; }
     run "$@" || status=$?
     # 42: stopped on SIGTERM, its state saved; 255: the connection broke with the slice.
     if [ "$status" -ne 42 ] && [ "$status" -ne 255 ]; then break; fi
@@ -103,6 +110,6 @@ all() {
 
 case "$action" in
   create | setup | stop | delete) "$action" ;;
-  run | all) "$action" "$@" ;;
+  run | all) check "$@"; "$action" "$@" ;;
   *) echo "error: unknown action '$action'; use create, setup, run, stop, delete or all" >&2; exit 2 ;;
 esac

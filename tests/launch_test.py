@@ -23,6 +23,7 @@ GCLOUD = """#!/usr/bin/env bash
 printf '%q ' "$@" >> "$CALLS"; echo >> "$CALLS"
 case "$*" in
   *describe*) echo ACTIVE ;;
+  *pip*install*) exit "${SETUP_STATUS:-0}" ;;
   *md4vmd.main*) [ -e "$CALLS.once" ] || { touch "$CALLS.once"; exit "${FIRST_STATUS:-0}"; } ;;
 esac
 """
@@ -109,6 +110,10 @@ def test_local_processes_differ_in_their_number_alone():
       "unknown action 'crate'; use create, setup, run, stop, delete or all",
     ),
     ("tpu_pod.sh", ["run"], "nothing to run"),
+    ("tpu_pod.sh", ["all"], "nothing to run"),
+    ("tpu_pod.sh", ["all", "--", "--config=configs/owt.py"], "no folder that outlives the slice"),
+    ("local_multi.sh", ["--processes=0", "--", "--config=x"], "numbers from 1, not '0'"),
+    ("local_multi.sh", ["--cpu-devices=two", "--", "--config=x"], "not 'two'"),
   ],
 )
 def test_a_mistake_is_answered_in_one_line(script, arguments, words):
@@ -130,7 +135,7 @@ def test_local_processes_end_with_the_first_status_that_is_not_zero(tmp_path):
 def test_a_slice_is_asked_for_set_up_used_and_given_back(gcloud):
   done = run(
     "tpu_pod.sh", "all", "--", "--config=configs/text8.py", "--config.sampler.prompt=a b",
-    NAME="mine", ZONE="z", TYPE="v5litepod-16", SPOT="1",
+    NAME="mine", ZONE="z", TYPE="v5litepod-16", SPOT="1", FOLDER="/mnt/a run",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   create, describe, copy, install, start, delete = gcloud()
@@ -142,20 +147,31 @@ def test_a_slice_is_asked_for_set_up_used_and_given_back(gcloud):
   words = shlex.split(start[-1].removeprefix("--command="))
   flags = check_command(words[words.index(".venv/bin/python") :])
   assert flags["coordinator"] == "auto" and flags["config.sampler.prompt"] == "a b"
+  assert flags["workdir"] == "/mnt/a run"
   assert delete[3] == "delete" and "--force" in delete
 
 
 @pytest.mark.parametrize("status, runs", [(42, 2), (255, 2), (1, 1)])
 def test_a_preempted_slice_is_asked_for_again_and_a_broken_run_is_not(gcloud, status, runs):
-  done = run("tpu_pod.sh", "all", "--", "--config=configs/text8.py", FIRST_STATUS=str(status))
+  command = ["--config=configs/text8.py", "--workdir=/mnt/run"]
+  done = run("tpu_pod.sh", "all", "--", *command, FIRST_STATUS=str(status))
   assert done.returncode == (0 if runs == 2 else status)
   calls = gcloud()
   assert sum("md4vmd.main" in " ".join(call) for call in calls) == runs
   assert sum("create" in call for call in calls) == sum("delete" in call for call in calls) == runs
 
 
+def test_a_slice_that_cannot_be_set_up_is_given_back(gcloud):
+  done = run(
+    "tpu_pod.sh", "all", "--", "--config=configs/text8.py", FOLDER="/mnt/run", SETUP_STATUS="7"
+  )
+  assert done.returncode == 7 and "setup failed; giving the slice back" in done.stderr
+  calls = [" ".join(call) for call in gcloud()]
+  assert "delete" in calls[-1] and not any("md4vmd.main" in call for call in calls)
+
+
 def test_a_dry_run_calls_nothing(gcloud):
-  done = run("tpu_pod.sh", "--dry-run", "all", "--", "--config=configs/text8.py")
+  done = run("tpu_pod.sh", "--dry-run", "all", "--", "--config=configs/text8.py", FOLDER="/mnt/run")
   assert done.returncode == 0 and done.stdout.count("gcloud compute tpus") == 5
   with pytest.raises(FileNotFoundError):
     gcloud()

@@ -106,11 +106,14 @@ def test_draws_and_limit_are_those_that_were_asked_for(text, sets):
 def test_without_sets_the_evaluator_says_how_to_name_them(text):
   figures = run(ZeroShot(text, ()))
   assert "evaluators.zero_shot.sets" in figures["convention"]
+  assert "evaluators.answers.path" in run(Answers(text))["convention"]
 
 
 def test_sets_and_data_that_do_not_fit_are_refused(text, sets, tmp_path):
   with pytest.raises(ValueError, match="'ag_news' is not of the form name=path"):
     ZeroShot(text, ("ag_news",))
+  with pytest.raises(ValueError, match="names a set twice: ptb=a, ptb=b"):
+    ZeroShot(text, ("ptb=a", "ptb=b"))
   with pytest.raises(FileNotFoundError, match="of the set 'ptb'"):
     ZeroShot(text, (f"ptb={tmp_path}/none",))
   boards = build.model(shrunken.config("sudoku", "4x4"))

@@ -18,6 +18,7 @@ from md4vmd.data.base import require
 UNITS = ("line", "paragraph", "file")
 HUB = "hub:"
 _LARGEST = 256 * 2**20  # bytes of a document, and of a line
+_ZST_PIECE = 4096  # compressed bytes at once; repeated bytes become 32,000 times as many
 _ROWS = 256  # of a parquet file at a time
 
 Progress = Callable[[int], None]
@@ -199,6 +200,39 @@ def _lines(path: Path, progress: Progress | None) -> Iterator[tuple[int, bytes]]
       yield number, line
 
 
+class _ZstFrames(io.RawIOBase):
+  """The bytes of all frames of a file. Raises EOFError where the last one is cut short.
+
+  The library's own stream ends there without a word.
+  """
+
+  def __init__(self, raw: BinaryIO, decompressor: Any):
+    self._raw, self._decompressor = raw, decompressor
+    self._frame: Any = None
+    self._compressed, self._ready = b"", memoryview(b"")
+
+  def readable(self) -> bool:
+    """Yes."""
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    """Fills the start of the buffer: the number of bytes, 0 at the end of the file."""
+    while not self._ready:
+      self._compressed = self._compressed or self._raw.read(_ZST_PIECE)
+      if not self._compressed:
+        if self._frame is not None:
+          raise EOFError("the last frame has no end")
+        return 0
+      self._frame = self._frame or self._decompressor.decompressobj()
+      self._ready = memoryview(self._frame.decompress(self._compressed))
+      self._compressed = b""
+      if self._frame.eof:
+        self._compressed, self._frame = self._frame.unused_data, None
+    count = min(len(buffer), len(self._ready))
+    buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+    return count
+
+
 @contextlib.contextmanager
 def _stream(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
   """(decompressed stream, the file itself, whose position tells how far it is read)."""
@@ -208,8 +242,8 @@ def _stream(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
     elif path.suffix.lower() == ".zst":
       zstandard = extra("zstandard", "to read .zst files")
       try:
-        yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw)), raw
-      except zstandard.ZstdError as error:
-        raise ValueError(f"{path}: the zst file is damaged; fetch it again") from error
+        yield io.BufferedReader(_ZstFrames(raw, zstandard.ZstdDecompressor())), raw
+      except (EOFError, zstandard.ZstdError) as error:
+        raise ValueError(f"{path}: the zst file is cut short or damaged; fetch it again") from error
     else:
       yield raw, raw

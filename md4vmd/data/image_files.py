@@ -146,12 +146,25 @@ def _load_npz(pattern: str) -> list[dict[str, np.ndarray]]:
   loaded = []
   for name in names:
     try:
-      with np.load(name, allow_pickle=False) as file:
+      with zipfile.ZipFile(name) as archive, np.load(name, allow_pickle=False) as file:
         keys = [key for key in file.files if re.search(r"(images|labels|data)$", key)]
+        for key in keys:
+          _check_size(archive, f"{key}.npy")
         loaded.append({key: file[key] for key in keys})
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
       raise ValueError(f"{name} is no npz of plain arrays, or damaged: {error}") from error
   return loaded
+
+
+def _check_size(archive: zipfile.ZipFile, member: str) -> None:
+  """Raises ValueError where an array says to be larger than its file, before memory is taken."""
+  with archive.open(member) as stream:
+    version = np.lib.format.read_magic(stream)
+    first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+  size, held = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size
+  require(size <= held, "it holds fewer bytes than its header says", array=member, bytes=held)
 
 
 def _both_keys(file, name, path):
@@ -164,6 +177,13 @@ def _joined(path, files):
   key = "images" if "images" in files[0] else "data"
   for file in files:
     require(key in file, "an npz holds 'images' or Downsampled ImageNet's 'data'", path=path)
+    shape, first = file[key].shape, files[0][key].shape
+    require(
+      len(shape) > 1 and shape[0] > 0 and shape[1:] == first[1:],
+      "the files of a split hold images, all of one shape",
+      path=path,
+      shape=shape,
+    )
   images = np.concatenate([file[key] for file in files])
   has_labels = all("labels" in file for file in files)
   label_N = np.concatenate([file["labels"] for file in files]) if has_labels else None

@@ -52,6 +52,8 @@ def square(file: pathlib.Path, size: int, channels: int) -> np.ndarray:
     with Image.open(file) as image:
       width, height = image.size
       require(width * height <= _MOST_PIXELS, f"more than {_MOST_PIXELS} pixels", file=str(file))
+      # Pillow clips them to white instead of scaling them.
+      require(image.mode[0] not in "IF", "more than 8 bits a channel; convert it", file=str(file))
       side = min(width, height)
       left, top = (width - side) // 2, (height - side) // 2
       colours = image.convert("RGB" if channels == 3 else "L")

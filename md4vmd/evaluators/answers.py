@@ -48,20 +48,22 @@ class Answers:
 
   Args:
     model: what the config built; its data are tokens of a tokenizer.
-    path: JSON lines of questions, see `data.answers.read`.
+    path: JSON lines of questions, see `data.answers.read`; "" for none.
     draws: draws per answer.
     limit: only the first questions; None takes all.
   """
 
-  def __init__(self, model: Model, path: str, draws: int = 16, limit: int | None = None):
+  def __init__(self, model: Model, path: str = "", draws: int = 16, limit: int | None = None):
     self.tokenizer = tokenizer_of(model, "evaluators.answers")
-    self.questions = answers.read(Path(path))[:limit]
+    self.questions = answers.read(Path(path))[:limit] if path else []
     self.model, self.scorer = model, Scorer(model, draws)
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Nats per token of the right answers; accuracy by the whole bound and by nats per byte."""
     del step
     questions = self.questions
+    if not questions:
+      return {"convention": "no questions: set evaluators.answers.path to a file of JSON lines"}
     pairs = [(q.prompt, choice) for q in questions for choice in q.choices]
     packed = answers.rows(self.tokenizer, pairs, self.model.dataset.length)
     bounds = self.scorer.score(params, packed.source)

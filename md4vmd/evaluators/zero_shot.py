@@ -49,6 +49,8 @@ class ZeroShot:
     self.tokenizer = tokenizer_of(model, "evaluators.zero_shot")
     self.scorer = Scorer(model, draws)
     paths = dict(_name_and_path(entry) for entry in sets)
+    if len(paths) < len(sets):
+      raise ValueError(f"evaluators.zero_shot.sets names a set twice: {', '.join(sets)}")
     self.packed = {
       (name, convention): corpora.pack(
         name, path, self.tokenizer, length=model.dataset.length, convention=convention

@@ -66,9 +66,12 @@ def test_zst_files_are_read(tmp_path):
   raw = zstandard.ZstdCompressor().compress(b"one\ntwo\n" * 1000)
   (tmp_path / "a.txt.zst").write_bytes(raw)
   assert read(tmp_path / "a.txt.zst", unit="line") == ["one", "two"] * 1000
-  (tmp_path / "b.txt.zst").write_bytes(b"no zst")
-  with pytest.raises(ValueError, match=r"b\.txt\.zst: the zst file is damaged"):
-    read(tmp_path / "b.txt.zst")
+  (tmp_path / "a.txt.zst").write_bytes(raw + raw)  # files of several frames are joined by cat
+  assert read(tmp_path / "a.txt.zst", unit="line") == ["one", "two"] * 2000
+  for broken in (b"no zst", raw[:-5], raw + raw[:9]):
+    (tmp_path / "b.txt.zst").write_bytes(broken)
+    with pytest.raises(ValueError, match=r"b\.txt\.zst: the zst file is cut short or damaged"):
+      read(tmp_path / "b.txt.zst")
 
 
 @pytest.mark.parametrize(

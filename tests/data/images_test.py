@@ -1,10 +1,12 @@
 """Images: every file format from small files made here, and what is refused."""
 
 import gzip
+import io
 import pickle
 import struct
 import tarfile
 import types
+import zipfile
 
 import numpy as np
 import PIL.Image
@@ -172,6 +174,10 @@ def test_what_is_no_image_or_no_class_ends_the_conversion_with_a_line(tmp_path, 
   with pytest.raises(SystemExit):
     prepare_images.main(arguments)
   assert "bad.png cannot be read as an image" in capsys.readouterr().err
+  PIL.Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / "valid/cat/bad.png")
+  with pytest.raises(SystemExit):
+    prepare_images.main(arguments)
+  assert "more than 8 bits a channel" in capsys.readouterr().err
   (tmp_path / "valid/cat/bad.png").rename(tmp_path / "valid/bad.png")
   with pytest.raises(SystemExit):
     prepare_images.main(arguments)
@@ -234,6 +240,35 @@ def test_an_npz_that_holds_no_such_images_is_refused(changes, words, tmp_path):
     image_files.read(write_npz(tmp_path, **changes))
 
 
+def test_an_array_larger_than_its_file_is_refused_before_memory_is_taken(tmp_path):
+  header = io.BytesIO()
+  about = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1000, 1000, 3)}
+  np.lib.format.write_array_header_1_0(header, about)
+  path = tmp_path / "images.npz"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("train_images.npy", header.getvalue() + b"x" * 100)
+  with pytest.raises(ValueError, match="it holds fewer bytes than its header says"):
+    image_files.read(str(path))
+
+
+@pytest.mark.parametrize("shape", [(0, 48), (2, 12), ()])
+def test_files_of_a_split_hold_images_of_one_shape(shape, tmp_path):
+  np.savez(tmp_path / "a0.npz", data=np.zeros((2, 48), np.uint8))
+  np.savez(tmp_path / "a1.npz", data=np.zeros(shape, np.uint8))
+  np.savez(tmp_path / "val.npz", data=np.zeros((2, 48), np.uint8))
+  with pytest.raises(ValueError, match="hold images, all of one shape"):
+    image_files.read(str(tmp_path / "a*.npz"), str(tmp_path / "val.npz"))
+
+
+def test_a_label_beyond_the_classes_is_refused(tmp_path):
+  image = np.zeros((2, 2, 3), np.uint8)
+  image_files.write_records(tmp_path / "x.array_record", [(image, 1), (image, 7)])
+  records = image_files.Records(tmp_path / "x.array_record", 12, classes=2)
+  assert records[0]["label"] == 1
+  with pytest.raises(ValueError, match=r"label=7: .*below the 2 classes"):
+    records[1]
+
+
 def test_a_pickle_is_never_loaded_and_what_is_nothing_is_said_to_be(tmp_path):
   path = tmp_path / "images.npz"
   path.write_bytes(pickle.dumps(Loud()))
@@ -241,6 +276,10 @@ def test_a_pickle_is_never_loaded_and_what_is_nothing_is_said_to_be(tmp_path):
     image_files.read(str(path))
   with pytest.raises(FileNotFoundError, match=r"correct data\.path"):
     image_files.read(str(tmp_path / "nothing.npz"))
+  np.save(tmp_path / "array.npy", np.zeros((2, 2)))
+  (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+  with pytest.raises(ValueError, match="no npz of plain arrays, or damaged"):
+    image_files.read(str(tmp_path / "array.npz"))
   with pytest.raises(ValueError, match="in no format that is read here"):
     image_files.read(str(tmp_path))
   write_npz(tmp_path)
