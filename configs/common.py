@@ -65,7 +65,8 @@ def base() -> Any:
   # md4, sedd: estimator is count | tilted (count for training) | time | steps (md4 alone; then
   #   steps is T, and auxiliary D3PM's); block_size makes it block diffusion
   # genmd4: power is learned | frozen; estimator is count | tilted
-  # vmd: form is global (with block_size too) | step | jump | paper
+  # vmd: form is global (with block_size too) | step | jump | paper; grid is that of step's times;
+  #   posterior_reads is revealed | clean
   # ar: nothing to set
   config.objective = ConfigDict(
     {

@@ -247,6 +247,29 @@ def test_another_model_or_data_is_another_run(config, key, value):
   assert "--workdir" in message
 
 
+def test_parameters_of_another_network_of_equal_shapes_are_refused(config):
+  recorded = build.plain(config)
+  config.network.update({"dtype": "bfloat16", "dropout": 0.1})
+  build.check_network(build.model(config), recorded, "it")  # how it computes may change
+  config.network.heads = 1
+  before = recorded["network"]["heads"]
+  with pytest.raises(ValueError, match=rf"it was trained with config.network.heads={before} and"):
+    build.check_network(build.model(config), recorded, "it")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_without_meaning_is_refused(config, seed):
+  config.seed = seed
+  with pytest.raises(ValueError, match=rf"config.seed is {seed}; it must be in"):
+    build.model(config)
+
+
+def test_a_latent_that_the_objective_does_not_train_is_refused(config):
+  config.latent.name = "gaussian"
+  with pytest.raises(ValueError, match="objective 'md4' trains no latent"):
+    build.model(config)
+
+
 @pytest.mark.parametrize(
   "key, value",
   [

@@ -234,6 +234,16 @@ def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):
   )
 
 
+def test_a_workdir_in_which_nothing_was_trained_takes_another_model(trained):
+  config, workdir = trained
+  for path in (workdir / "checkpoints").iterdir():
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  config.seed += 1
+  train.train(config, workdir)
+  assert writers.read_config(workdir)["seed"] == config.seed
+  assert steps_saved(workdir)[-1] == config.run.steps
+
+
 def test_other_times_of_logging_and_saving_are_accepted_and_recorded(trained):
   config, workdir = trained
   config.run.update({"steps": 7, "log_every": 1, "checkpoint_every": 5})
