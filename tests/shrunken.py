@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -121,6 +122,7 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   elif full.data.name == "tokens":
     full.data.update({"path": path or str(prepare_bytes(folder)), "length": 16})
     full.evaluators.zero_shot.update({"sets": (f"ag_news={folder / 'lines.txt'}",), "limit": 8})
+    full.evaluators.answers.update({"path": str(write_questions(folder)), "draws": 2})
   elif full.data.name == "images":
     full.data.path = path or str(write_images(folder, 1 if name == "mnist" else 3))
     full.sampler.count = 3
@@ -159,6 +161,14 @@ def prepare_bytes(folder: pathlib.Path, count: int = 100) -> pathlib.Path:
   source, out = str(folder / "lines.txt"), folder / "prepared"
   prepare_text.prepare(prepare_text.Options(source, out, "bytes", 16, unit="line"))
   return out
+
+
+def write_questions(folder: pathlib.Path) -> pathlib.Path:
+  """Two prompts with an answer each, as JSON lines."""
+  path = folder / "questions.jsonl"
+  pairs = [{"prompt": "abc ", "answer": "ab"}, {"prompt": "c", "answer": "bc a"}]
+  path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+  return path
 
 
 def write_images(folder: pathlib.Path, channels: int) -> pathlib.Path:
