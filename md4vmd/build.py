@@ -234,12 +234,16 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
       f"network '{config.network.name}' takes no labels and the data has {dataset.classes} "
       "classes; set data.class_conditional=False"
     )
-  if attends == "left" and (network.time_conditioning or config.latent.name != "none"):
+  if attends == "left" and network.time_conditioning:
     raise ValueError(
-      f"objective '{config.objective.name}' has no time and no latent; set "
-      "network.time_conditioning=False and latent.name=none"
+      f"objective '{config.objective.name}' has no time; set network.time_conditioning=False"
     )
-  if isinstance(objective, objectives.GenMD4) and config.latent.name == "none":
+  if config.latent.name != "none" and not isinstance(objective, objectives.VMD):
+    raise ValueError(
+      f"objective '{config.objective.name}' trains no latent and latent.name is "
+      f"'{config.latent.name}'; set latent.name=none, or objective.name=vmd"
+    )
+  if isinstance(objective, objectives.GenMD4):
     if not getattr(network, "time_conditioning", True):
       raise ValueError(
         "objective 'genmd4' has predictions that depend on t; set network.time_conditioning=True"
@@ -247,11 +251,6 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
     return networks.TokenPowerNetwork(network, objective.initial_power)
   if config.latent.name == "none":
     return network
-  if not isinstance(objective, objectives.VMD):
-    raise ValueError(
-      f"objective '{config.objective.name}' trains no latent and latent.name is "
-      f"'{config.latent.name}'; set latent.name=none, or objective.name=vmd"
-    )
   settings = _settings(config.latent)
   reader = {
     key.removeprefix("reader_"): settings.pop(key) for key in _READER_KEYS if key in settings

@@ -101,7 +101,8 @@ def _prompts(model: build.Model) -> list[str]:
   sampling = model.sampling
   prompts = [sampling.prompt] if sampling.prompt else []
   if sampling.prompts_file:
-    lines = pathlib.Path(sampling.prompts_file).read_text(encoding="utf-8").splitlines()
+    with open(sampling.prompts_file, encoding="utf-8") as file:
+      lines = file.readlines()  # splits at ends of lines alone, as str.splitlines does not
     for number, line in enumerate(lines, 1):
       try:
         prompt = json.loads(line)["prompt"]

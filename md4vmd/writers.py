@@ -150,9 +150,21 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_config(workdir: str | pathlib.Path) -> dict[str, Any] | None:
-  """config.json of a run, or None where there is none."""
+  """config.json of a run, or None where there is none.
+
+  Raises:
+    ValueError: it is damaged.
+  """
   path = pathlib.Path(workdir) / "config.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+      raise ValueError(f"it holds a {type(settings).__name__}, no object")
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is damaged ({error}); delete it to go on with any config") from error
+  return settings
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

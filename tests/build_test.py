@@ -175,7 +175,7 @@ def test_the_objective_says_what_the_network_sees(config, objective, attends):
   "change, rule",
   [
     ({"objective.name": "ar", "network.time_conditioning": True}, "time_conditioning=False"),
-    ({"objective.name": "ar", "latent.name": "gaussian"}, "has no time and no latent"),
+    ({"objective.name": "ar", "latent.name": "gaussian"}, "'ar' trains no latent"),
     ({"objective.name": "ar", "sampler.length": 0}, "sampler.length is 0"),
     ({"objective.block_size": 3}, "objective.block_size 3 does not divide data.length 2"),
     ({"objective.block_size": 0}, "objective block_size is 0; it must be at least 1"),

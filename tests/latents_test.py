@@ -82,6 +82,23 @@ def test_codes_are_normalised_and_drawn_as_often_as_they_should(enumerated):
   )
 
 
+@pytest.mark.parametrize(
+  "family",
+  [
+    latents.GaussianFamily(width=2),
+    latents.MixtureFamily(width=2, components=3),
+    latents.CategoricalFamily(codes=2, classes=3, components=2, enumerated=False),
+    latents.CategoricalFamily(codes=2, classes=3),
+  ],
+)
+def test_the_expectation_is_the_mean_of_draws(family):
+  raw = np.random.default_rng(0).normal(size=(2, 1, family.prior_size))
+  p = family.make_prior(jnp.asarray(raw))
+  z_BxKxZ = np.asarray(p.sample(keys(), DRAWS), np.float64)[:, :, 0]
+  error_BxZ = z_BxKxZ.std(axis=1, ddof=1) / np.sqrt(DRAWS)
+  assert (np.abs(z_BxKxZ.mean(1) - p.expectation()[:, 0]) < 4 * error_BxZ).all()
+
+
 def test_the_joint_table_can_tie_its_codes_and_a_product_cannot():
   family = latents.CategoricalFamily(codes=2, classes=2)
   tied = family.make_prior(jnp.array([[[10.0, -10.0, -10.0, 10.0]]]))

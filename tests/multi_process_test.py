@@ -46,7 +46,9 @@ EVALUATED = {
   ("synthetic", "vmd-pairs"): {"latent": {}},
   ("text8", "genmd4"): {"token_power": {}},
   ("sudoku", "4x4"): {"likelihood": {}, "sudoku": {"orders": ("margin",), "splits": ("valid",)}},
+  ("owt", "small"): {"likelihood": {}, "zero_shot": {}, "answers": {}},
 }
+DATA = {"text8": "words.txt", "owt": "prepared"}  # of a folder of `measured`
 SAMPLED = ("sudoku", "4x4")
 
 
@@ -141,13 +143,13 @@ def stopped(server, killed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(server, stopped, tmp_path_factory):
-  """(workdir, what they printed) of four that end what two began."""
+  """(workdir, what they printed) of four that end, on another mesh, what two began."""
   workdir = tmp_path_factory.mktemp("four") / "run"
   shutil.copytree(stopped[0], workdir)
   for step in saved_steps(workdir):
     if step > 7:
       shutil.rmtree(workdir / f"checkpoints/{step}")
-  return workdir, Pod(server, workdir, 4, steps=STEPS).succeed()
+  return workdir, Pod(server, workdir, 4, steps=STEPS, fsdp=4).succeed()
 
 
 def saved_state(workdir, step):
@@ -237,11 +239,11 @@ def random_params(model):
   return partitioning.put_like(jax.tree.map(draw, template), template)
 
 
-def measure(path, mesh):
+def measure(folder, mesh):
   """{config and evaluator: figures} of random parameters, and samples."""
-  found = {}
+  found, folder = {}, pathlib.Path(folder)
   for (name, variant), settings in EVALUATED.items():
-    config = shrunken.config(name, variant, path=path)
+    config = shrunken.config(name, variant, folder, str(folder / DATA.get(name, "")))
     config.mesh.update(mesh)
     old = config.evaluators.to_dict()
     config.evaluators = ConfigDict(
@@ -261,30 +263,30 @@ def measure(path, mesh):
   return found
 
 
-def measure_in_a_pod(path, out, coordinator, process):
+def measure_in_a_pod(folder, coordinator, process):
   """The job of each of two processes."""
   processes.start(coordinator, 2, process)
   assert jax.device_count() == 2 * DEVICES
-  found = measure(path, {"data": 2, "fsdp": 2})
+  found = measure(folder, {"data": 2, "fsdp": 2})
   if jax.process_index() == 0:
-    pathlib.Path(out).write_text(json.dumps(found))
+    (pathlib.Path(folder) / "out.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def measured(server, tmp_path_factory):
   """(figures of two processes, those of this one)."""
   folder = tmp_path_factory.mktemp("measured")
-  path, out = str(shrunken.write_text(folder)), folder / "out.json"
+  shrunken.prepare_bytes(folder)
   coordinator = f"127.0.0.1:{free_port()}"
   function = "tests.multi_process_test.measure_in_a_pod"
   pod = [
-    server.start([path, str(out), coordinator, process], DEVICES, function=function)
+    server.start([str(folder), coordinator, process], DEVICES, function=function)
     for process in range(2)
   ]
-  alone = measure(path, {})
+  alone = measure(folder, {})
   for member in pod:
     member.succeed()
-  return json.loads(out.read_text()), alone
+  return json.loads((folder / "out.json").read_text()), alone
 
 
 @pytest.mark.parametrize(

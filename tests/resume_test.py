@@ -234,6 +234,14 @@ def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):
   )
 
 
+@pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
+def test_a_damaged_config_is_named(trained, text):
+  config, workdir = trained
+  (workdir / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"run/config\.json is damaged .*; delete it"):
+    train.train(config, workdir)
+
+
 def test_a_workdir_in_which_nothing_was_trained_takes_another_model(trained):
   config, workdir = trained
   for path in (workdir / "checkpoints").iterdir():

@@ -119,6 +119,13 @@ def test_a_bad_line_of_a_file_of_prompts_is_named(config, sample_untrained, tmp_
   assert '{"prompt": ' in str(caught.value)
 
 
+def test_only_ends_of_lines_part_the_prompts_of_a_file(config, sample_untrained, tmp_path):
+  file = tmp_path / "prompts.jsonl"
+  file.write_text('{"prompt": "a\u2028[MASK]"}\n', encoding="utf-8")
+  with pytest.raises(ValueError, match="is not a token"):  # of text8, but the line was read
+    sample_untrained(config, prompts_file=str(file))
+
+
 def test_a_missing_file_of_prompts_is_named(config, sample_untrained, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no_prompts\.jsonl"):
     sample_untrained(config, prompts_file=str(tmp_path / "no_prompts.jsonl"))

@@ -53,8 +53,8 @@ class GenMD4:
     power: "learned", two sets for every example, or "frozen", one.
     power_decay: nats per token charged for the mean over tokens of log(w / start)^2; never part of
       the bound.
-    estimator: "count", U uniform, or "tilted", the square of a uniform u with weight 2 u, which
-      trains with less noise for the reason given in `MD4`; "count" evaluates.
+    estimator: "count", U uniform, or "tilted", U the square of a uniform u and weight 2 u, as in
+      `MD4`; "count" evaluates.
   """
 
   schedule: Schedule
@@ -104,7 +104,8 @@ class GenMD4:
     level_BxG = 1.0 - noise.grid("time", 1)
     weight_BxG = 1.0 * forward.group_sizes(batch.free_BxL, 1)
     if self.estimator == "tilted":
-      level_BxG, weight_BxG = jnp.square(level_BxG), 2.0 * level_BxG * weight_BxG
+      weight_BxG *= 2.0 * level_BxG
+      level_BxG = jnp.square(level_BxG)
     uniform_BxL = noise.uniform("token", batch.x_BxL.shape[1:])
     return Draws(level_BxG, weight_BxG, uniform_BxL, key_B=noise.keys("sets"))
 

@@ -12,7 +12,8 @@ from md4vmd import forward, row_losses
 from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Schedule
 from md4vmd.rngs import Noise
 
-ESTIMATORS = ("count", "tilted", "time", "steps")
+_COUNTING = ("count", "tilted")
+ESTIMATORS = (*_COUNTING, "time", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,9 @@ class MD4:
       The time follows r ~ Beta(k, N-k+1), alpha(t) = 1 - r, so it stays exact for a network that
       sees t. Its weights never exceed N.
     tilted: the same, but k = 1 + floor(N u^2), u uniform, so that few tokens are masked more often,
-      and weight 1 / (k p(k)) = sqrt(N) (sqrt(k) + sqrt(k-1)) / k. For training: a gradient's noise
-      comes from few masked tokens, and the head has a third of the rows instead of half. The value
-      of the bound is noisier than by `count`, which therefore evaluates it.
+      and weight 1 / (k p(k)) = sqrt(N) (sqrt(k) + sqrt(k-1)) / k. For training on text, where few
+      masked tokens make a gradient noisy: docs/maths/bound.md. The value of the bound is noisier
+      than by `count`, which therefore evaluates it.
     time: t uniform, tokens masked independently, weight -alpha'(t) / (1 - alpha(t)) (MD4, eq. 5).
     steps: the bound of the sampler with T steps, i uniform on {1..T}, t = i/T, s = (i-1)/T,
       weight T (alpha(s) - alpha(t)) / (1 - alpha(t)) (MD4, eq. 4). With the linear schedule it is
@@ -98,13 +99,14 @@ class MD4:
     """Times, counts, weights and mask uniforms for the whole batch."""
     u_BxG = noise.grid("time", self._groups(batch.x_BxL.shape[1]))
     uniform_BxL = noise.uniform("mask", batch.x_BxL.shape[1:])
-    if self.estimator in ("count", "tilted"):
+    if self.estimator in _COUNTING:
       size_BxG = forward.group_sizes(batch.free_BxL, u_BxG.shape[1])
-      is_tilted = self.estimator == "tilted"
-      count_BxG = forward.count_from_uniform(u_BxG**2 if is_tilted else u_BxG, size_BxG)
+      if self.estimator == "tilted":
+        u_BxG = jnp.square(u_BxG)
+      count_BxG = forward.count_from_uniform(u_BxG, size_BxG)
       positive_BxG = jnp.maximum(count_BxG, 1)  # groups without free tokens have weight 0
       weight_BxG = size_BxG / positive_BxG
-      if is_tilted:
+      if self.estimator == "tilted":
         roots_BxG = jnp.sqrt(positive_BxG) + jnp.sqrt(positive_BxG - 1.0)
         weight_BxG = jnp.sqrt(size_BxG) * roots_BxG / positive_BxG
       rate_BxG = noise.beta("rate", 1.0 * positive_BxG, 1.0 + size_BxG - count_BxG)
@@ -170,7 +172,7 @@ class MD4:
 
   def ends(self, batch: Batch) -> dict[str, jax.Array]:
     """Constants of a schedule with loose ends: visible tokens at t=1, masked ones at t=0."""
-    if self.estimator in ("count", "tilted"):
+    if self.estimator in _COUNTING:
       return {}
     nats_B = batch.tokens_B * math.log(self.vocab_size)
     ends = {
