@@ -28,7 +28,7 @@ setuptools.setup(
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.24",
     "pillow>=10.1",
-    "safetensors>=0.4",
+    "safetensors>=0.8",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9",
     "tokenizers>=0.20",

@@ -64,7 +64,13 @@ def get_config(variant: str = "md4"):
   config.sampler.update({"steps": 256, "count": 4})
   config.evaluators.likelihood.draws = 4
   config.evaluators.zero_shot = common.ConfigDict(
-    {"sets": (), "draws": 4, "limit": common.placeholder(int)}
+    {
+      "sets": (),
+      "conventions": ("radd-v1", "mdlm-v1"),
+      "draws": 4,
+      "limit": common.placeholder(int),
+      "calls": 8,
+    }
   )
   config.evaluators.answers = common.ConfigDict(
     {"path": "", "draws": 16, "limit": common.placeholder(int)}

@@ -316,6 +316,10 @@ def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
   made = {}
   for name, settings in built.evaluators.items():
     _check_name(name, table, "evaluators")
+    if settings.get("limit", 1) < 1:
+      raise ValueError(
+        f"evaluators.{name}.limit is {settings['limit']}; it must be at least 1, or None for all"
+      )
     made[name] = _call(table[name], settings, f"evaluators.{name}", model=built)
   return made
 

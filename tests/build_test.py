@@ -62,7 +62,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_entry_of_the_table(
     build.model(config)
 
 
-def test_an_unknown_evaluator_and_an_unknown_setting_of_one_are_errors(config):
+def test_an_unknown_evaluator_and_settings_against_its_rules_are_errors(config):
   set_in(config, "evaluators.exakt", {"steps": (1,)})
   with pytest.raises(ValueError, match="evaluators: there is no 'exakt'; did you mean 'exact'"):
     build.evaluators(build.model(config), evaluators.TABLE)
@@ -70,6 +70,11 @@ def test_an_unknown_evaluator_and_an_unknown_setting_of_one_are_errors(config):
     del config.evaluators.exakt
   set_in(config, "evaluators.likelihood.drawz", 4)
   with pytest.raises(ValueError, match=r"evaluators\.likelihood takes no 'drawz'.*'draws'"):
+    build.evaluators(build.model(config), evaluators.TABLE)
+  with config.unlocked():
+    del config.evaluators.likelihood.drawz
+  set_in(config, "evaluators.likelihood.limit", 0)
+  with pytest.raises(ValueError, match=r"evaluators\.likelihood\.limit is 0; .* at least 1"):
     build.evaluators(build.model(config), evaluators.TABLE)
 
 
@@ -123,6 +128,8 @@ def test_every_section_reaches_the_object_that_it_names(config):
     ({"optimizer.warmup_steps": 6}, "warmup_steps 6 must be below run.steps 6"),
     ({"optimizer.shape": "linear"}, "shape 'linear' must be one of constant, cosine"),
     ({"network.heads": 3}, "network width 16 must be a multiple of twice the heads (3)"),
+    ({"network.heads": 0}, "a multiple of twice the heads (0), both at least 1"),
+    ({"network.width": 0}, "network width 0 must be a multiple of twice the heads"),
     ({"objective.estimator": "steps"}, "needs a number of steps"),
     ({"data.distribution": "d3"}, "distribution='d3' does not exist"),
     ({"objective.name": "genmd4"}, "set network.time_conditioning=True"),

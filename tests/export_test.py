@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -116,6 +117,13 @@ def test_a_run_that_starts_from_a_file_computes_what_the_file_does(workdir, expo
       np.testing.assert_array_equal(np.asarray(by_name(tree)[name])[corner], array)
   assert int(state.step) == 0
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.optimizer_state))
+
+
+def test_a_file_in_bfloat16_is_read(tmp_path):
+  path, half = tmp_path / "half.safetensors", np.array([1.5, -2.0], jnp.bfloat16)
+  safetensors.numpy.save_file({"a": half}, path)
+  read = weights.read(path, {"a": np.zeros(3, np.float32)}, {"a": (2,)})
+  assert read["a"].dtype == np.float32 and read["a"].tolist() == [1.5, -2.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for key in ("length", "vocab_size"):
       require(isinstance(manifest[key], int) and manifest[key] > 0, "must be positive", key=key)
     for split in manifest["splits"].values():
+      for key in ("documents", "tokens", "tokens_dropped"):
+        require(isinstance(split[key], int), "must be a number", key=key)
       split["shards"] = [Shard(**shard) for shard in split["shards"]]
       for shard in split["shards"]:
         is_plain = shard.name == os.path.basename(shard.name) and not shard.name.startswith(".")

@@ -57,10 +57,10 @@ class Tokenizer:
 
   def __init__(self, record: Mapping[str, Any]):
     """Raises ValueError where the record is none."""
-    kind = record.get("kind")
+    kind = str(record.get("kind"))
     require(kind in _CODERS, f"there is no such kind; known: {', '.join(_CODERS)}", kind=kind)
     self.record = dict(record)
-    self._coder = _CODERS[str(kind)](record)
+    self._coder = _CODERS[kind](record)
     self.vocab_size, self.eos = self._coder.vocab_size, self._coder.eos
 
   @property
@@ -198,8 +198,11 @@ def make(name: str) -> Tokenizer:
   content = _read_json(Path(name))
   if "kind" in content:
     return Tokenizer(content)
-  added = [token.get("content") for token in content.get("added_tokens") or []]
-  known = [*added, *(content.get("model") or {}).get("vocab", ())]
+  try:
+    added = [token["content"] for token in content.get("added_tokens") or []]
+    known = [*added, *(content.get("model") or {}).get("vocab", ())]
+  except (TypeError, AttributeError, KeyError) as error:
+    raise ValueError(f"{name}: no file of the library `tokenizers` ({error})") from error
   ends = [end for end in _ENDS if end in known]
   require(bool(ends), f"it has none of {', '.join(_ENDS)} to end a document", tokenizer=name)
   return Tokenizer({"kind": "library", "eos": ends[0], "tokenizer": content})

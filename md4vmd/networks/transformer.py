@@ -73,8 +73,8 @@ class Trunk(nn.Module):
   def __post_init__(self):
     rules = [
       (
-        self.width % (2 * self.heads) == 0,
-        f"width {self.width} must be a multiple of twice the heads ({self.heads})",
+        min(self.width, self.heads) >= 1 and self.width % (2 * self.heads) == 0,
+        f"width {self.width} must be a multiple of twice the heads ({self.heads}), both at least 1",
       ),
       (self.depth >= 1, f"depth {self.depth} must be at least 1"),
       (self.mlp in layers.GATES, f"mlp '{self.mlp}' must be one of {', '.join(layers.GATES)}"),

@@ -141,6 +141,7 @@ def test_another_tokenizer_is_refused(copy):
     ({"vocab_size": 300}, "vocab_size is 300"),
     ({"length": -1}, "damaged"),
     ({"splits": {"train": {}}}, "damaged"),
+    ({"splits": {"train": {"documents": None}}}, "damaged (key='documents': must be a number)"),
     ({"splits": []}, "damaged"),
   ],
 )
