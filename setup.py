@@ -40,6 +40,7 @@ setuptools.setup(
     "prepare": ["datasets>=4", "pyarrow>=15", "zstandard>=0.22"],
     "report": ["matplotlib>=3.8"],
     "test": [
+      "matplotlib>=3.8",
       "pytest>=8",
       "pytest-xdist>=3.6",
       "ruff>=0.12",

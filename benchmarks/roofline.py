@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tpu_compile.parse_config(rest)
     if options.batch_size:
       config.run.batch_size = options.batch_size
-    dataset = tpu_compile.stand_in(config, options.vocab_size, options.length, options.image_shape)
+    dataset = tpu_compile.stand_in(config, **tpu_compile.described(options))
     figures = measure(config, dataset, rounds=options.rounds, size=options.matrix_size)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)

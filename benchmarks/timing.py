@@ -9,7 +9,6 @@ import os
 import pathlib
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -114,7 +113,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def finish(figures: Mapping[str, float], out: pathlib.Path | None) -> None:
-  """Writes the figures as one flat JSON object to `out`, if given; whole or not at all.
+  """Prints the figures as one line of JSON; writes them to `out`, if given, whole or not at all.
 
   Raises:
     ValueError: a figure is not a finite number.
@@ -122,13 +121,13 @@ def finish(figures: Mapping[str, float], out: pathlib.Path | None) -> None:
   for name, value in figures.items():
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
       raise ValueError(f"figure {name} is {value!r}; it must be a finite number")
+  say(json.dumps(dict(figures)))
   if out is None:
     return
   out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile("w", dir=out.parent, delete=False, encoding="utf-8") as file:
-    json.dump(dict(figures), file, indent=2)
-    file.write("\n")
-  os.replace(file.name, out)
+  partial = out.with_name(out.name + ".partial")
+  partial.write_text(json.dumps(dict(figures), indent=2) + "\n", encoding="utf-8")
+  partial.replace(out)
   say(f"wrote {out}")
 
 

@@ -24,6 +24,8 @@ import re
 import sys
 from typing import Any
 
+import jax
+
 from benchmarks import hlo, timing
 
 # What the examples are, by config.data.name, where the config itself does not say.
@@ -31,7 +33,6 @@ _DATA = {
   "text": {"vocab_size": 27},
   "tokens": {"vocab_size": 50257},
   "images": {"vocab_size": 256},
-  "sudoku": {"vocab_size": 4, "length": 16},
   "sudoku_csv": {"vocab_size": 9, "length": 81},
 }
 
@@ -71,10 +72,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--vocab_size", type=int, help="of data that is not there")
   parser.add_argument("--length", type=int, help="tokens of a sequence, likewise")
   parser.add_argument("--image_shape", default="32x32x3", help="of images, likewise")
+  parser.add_argument("--classes", type=int, default=0, help="of images with labels, likewise")
 
 
-def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shape: str = "32x32x3"):
-  """A dataset without examples, with the vocabulary and length of the config's.
+def described(options: argparse.Namespace) -> dict[str, Any]:
+  """Those options, as the arguments of `stand_in`."""
+  return {key: getattr(options, key) for key in ("vocab_size", "length", "image_shape", "classes")}
+
+
+def stand_in(
+  config: Any,
+  vocab_size: int | None = None,
+  length: int | None = None,
+  image_shape: str = "32x32x3",
+  classes: int = 0,
+):
+  """A dataset without examples, with the vocabulary, length and classes of the config's.
 
   Raises:
     ValueError: the config does not say them.
@@ -88,7 +101,14 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shap
       raise ValueError(f"--image_shape={image_shape} must be like 64x64x3")
     height, width, channels = map(int, sides.groups())
     shape, length = (height, width, channels), height * width * channels
+  if bool(config.data.get("class_conditional")) != (classes > 0):
+    raise ValueError(
+      f"--classes={classes} and data.class_conditional={config.data.get('class_conditional')}: "
+      "give the number of classes where the data are conditioned on them, and only there"
+    )
   known: dict[str, Any] = dict(_DATA.get(config.data.name, {}))
+  if config.data.name == "sudoku":
+    known |= {"vocab_size": config.data.size, "length": config.data.size**2}
   if config.data.get("length"):
     known["length"] = config.data.length
   known |= {key: value for key, value in (("vocab_size", vocab_size), ("length", length)) if value}
@@ -98,7 +118,7 @@ def stand_in(config: Any, vocab_size: int | None, length: int | None, image_shap
       f"data '{config.data.name}' needs {' and '.join(f'--{m}' for m in sorted(missing))}"
     )
   dataset = Dataset(splits={}, about="a stand-in", **known)
-  dataset.image_shape = shape
+  dataset.image_shape, dataset.classes = shape, classes
   return dataset
 
 
@@ -115,8 +135,6 @@ def compile_step(config: Any, dataset: Any, devices: list[Any]):
 
 def measure(config: Any, dataset: Any, topology: str) -> dict[str, float]:
   """Figures of one slice, per chip and step; `fits` is 0 where the compiler ran out of memory."""
-  import jax
-
   from benchmarks import products
 
   devices = topology_devices(topology)
@@ -209,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
       config = parse_config(rest)
       if options.batch_per_device:
         config.run.batch_size = options.batch_per_device * len(topology_devices(topology))
-      dataset = stand_in(config, options.vocab_size, options.length, options.image_shape)
+      dataset = stand_in(config, **described(options))
       found = measure(config, dataset, topology)
       rows.append(row(topology, found))
       figures |= {f"{topology}/{name}": value for name, value in found.items()}
@@ -226,5 +244,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  jax.config.update("jax_platforms", "cpu")  # nothing runs on the devices that are here
   main()

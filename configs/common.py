@@ -139,6 +139,7 @@ def base() -> Any:
       "best_is": "smallest",
       "initial": "",
       "then": (),
+      "evaluators": (),  # names of those below; () for all
     }
   )
 

@@ -243,6 +243,8 @@ class Sweep:
       start_new_session=True,  # Ctrl-C goes to the sweep alone, which asks the cells to save
     )
     self.running.append(Running(cell, process, log, time.monotonic()))
+    if self.is_stopping:  # a signal came while the cell was being started, and missed it
+      process.send_signal(signal.SIGTERM)
     return "start"
 
   def _end(self, running: Running) -> None:

@@ -62,6 +62,7 @@ class Run:
     best_is: what the best value of it is, "smallest" or "largest".
     initial: a safetensors file of --mode=export to start from; "" for random parameters.
     then: jobs that follow a finished training, of "evaluate" and "sample".
+    evaluators: those of config.evaluators that run; empty for all.
   """
 
   steps: int
@@ -76,6 +77,7 @@ class Run:
   best_is: str = "smallest"
   initial: str = ""
   then: tuple[str, ...] = ()
+  evaluators: tuple[str, ...] = ()
 
   def __post_init__(self):
     least = dataclasses.asdict(self) | {"evaluate_every": self.evaluate_every + 1}
@@ -205,10 +207,19 @@ def model(
     run=run,
     mesh=mesh,
     seed=config.seed,
-    evaluators={name: _settings(section) for name, section in config.evaluators.items()},
+    evaluators=_evaluators(config, run),
     config=plain(config),
     config_hash=config_hash(config),
   )
+
+
+def _evaluators(config: Config, run: Run) -> dict[str, dict[str, Any]]:
+  """Settings of the evaluators that run, by name."""
+  for name in run.evaluators:
+    if name not in config.evaluators:
+      raise ValueError(f"run.evaluators names '{name}'{nearest(name, config.evaluators)}")
+  chosen = run.evaluators or tuple(config.evaluators)
+  return {name: _settings(config.evaluators[name]) for name in chosen}
 
 
 def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.Module:
@@ -293,8 +304,8 @@ def require_all(built: Model, where: str) -> None:
   """
   if sees(built.network) != "all":
     raise ValueError(
-      f"{where} fills positions in any order and this network decodes from left to right; remove "
-      "it from config.evaluators"
+      f"{where} fills positions in any order and this network decodes from left to right; set "
+      "run.evaluators to the others"
     )
 
 
@@ -307,7 +318,7 @@ def require_one_schedule(built: Model, where: str) -> None:
   if isinstance(built.network, networks.TokenPowerNetwork):
     raise ValueError(
       f"{where} reveals tokens by one schedule and objective 'genmd4' has one for each token; "
-      "remove it from config.evaluators"
+      "set run.evaluators to the others"
     )
 
 

@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,8 +74,9 @@ class _Chosen(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def has_any(folder: pathlib.Path) -> bool:
-  """Whether a folder holds a checkpoint, damaged ones included."""
-  return folder.is_dir() and any(path.name[:1].isdigit() for path in folder.iterdir())
+  """Whether a folder holds a checkpoint, damaged ones included and unfinished ones not."""
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return any(re.fullmatch(r"\d+(\.damaged-\d+)?", name) for name in names)
 
 
 def read_best(folder: str | pathlib.Path) -> Best | None:

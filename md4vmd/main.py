@@ -47,6 +47,18 @@ def default_workdir(config_flag: str) -> pathlib.Path:
   return pathlib.Path("runs") / f"{pathlib.Path(path).stem}-{variant}"
 
 
+# What a user can mend by what the error says; any other one shows where it comes from.
+_EXPLAINED = (ValueError, OSError, ArithmeticError)
+
+
+def _folder(name: str) -> pathlib.Path:
+  if "://" in name:
+    raise ValueError(
+      f"--workdir={name} is an address; give a folder that every process has mounted"
+    )
+  return pathlib.Path(name)
+
+
 def main(argv: list[str]) -> None:
   """Runs the job that --mode names."""
   if argv[1:]:
@@ -55,19 +67,21 @@ def main(argv: list[str]) -> None:
   if _MODE.value == "report":
     from md4vmd import report
 
-    report.report(pathlib.Path(_WORKDIR.value or "runs"))
+    report.report(_folder(_WORKDIR.value or "runs"))
     return
   from md4vmd import evaluate, export, processes, sample, train
 
   processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   config = _CONFIG.value
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
-  workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
+  workdir = _folder(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
   if _MODE.value == "train":
     train.train(config, workdir)
+    processes.end_on_term()
     for job in config.run.then:
       {"evaluate": evaluate.evaluate, "sample": sample.sample}[job](config, workdir)
     return
+  processes.end_on_term()
   jobs = {"evaluate": evaluate.evaluate, "sample": sample.sample, "export": export.export}
   jobs[_MODE.value](config, workdir, _STEP.value)
 
@@ -132,18 +146,20 @@ def _run(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # orbax narrates every save at INFO
   try:
     main(argv)
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     _leave_the_others(error)
-    if isinstance(error, ValueError | OSError | ArithmeticError):
+    if isinstance(error, _EXPLAINED):
       _fail(error)
     raise
 
 
-def _leave_the_others(error: Exception) -> None:
+def _leave_the_others(error: BaseException) -> None:
   """Ends this process if it is one of several; returns if it is alone."""
   processes = sys.modules.get("md4vmd.processes")  # not imported before the command line is right
   if processes is not None and processes.name():
-    if _shows_traceback():
+    # RuntimeError is jax's too, where another process is gone or memory is short.
+    expected = (*_EXPLAINED, RuntimeError, KeyboardInterrupt)
+    if _shows_traceback() or not isinstance(error, expected):
       traceback.print_exception(error)
     processes.leave(error, explain(error))
 

@@ -91,9 +91,9 @@ def draws_report(prefix: str, nats_NxK: np.ndarray, tokens_N: np.ndarray) -> dic
   per_example = float(tokens_N.mean())
   mean = float(nats_NxK.mean(1).sum()) / float(tokens_N.sum())
   residual_NxK = nats_NxK - mean * tokens_N[:, None]
-  within = float(residual_NxK.var(1, ddof=1).mean()) if draws > 1 else 0.0
-  if count < 2 or within == 0.0:
+  if count < 2 or (nats_NxK == nats_NxK[:, :1]).all():
     return {}
+  within = float(residual_NxK.var(1, ddof=1).mean())
   between = max(float(residual_NxK.mean(1).var(ddof=1)) - within / draws, 0.0)
   error = lambda k: math.sqrt((between + within / k) / count) / per_example
   return {

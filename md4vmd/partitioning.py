@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
@@ -153,10 +153,23 @@ def round_up(mesh: Mesh, batch_size: int) -> int:
   return -(-batch_size // rows) * rows
 
 
-def share(mesh: Mesh) -> dict[str, int]:
-  """Which part of a batch's rows this process reads, as the arguments of `data.loader`.
+class Share(TypedDict):
+  """Which rows of a batch a process reads, as the arguments of `data.loader`.
 
-  Processes whose devices hold the same rows, as where `tensor` spans several, read the same part.
+  Attributes:
+    parts: number of equal parts of the rows.
+    own: those that the process reads, in ascending order.
+  """
+
+  parts: int
+  own: tuple[int, ...]
+
+
+def share(mesh: Mesh) -> Share:
+  """The rows of a batch that this process reads, which are those that its devices hold.
+
+  They need not follow each other: the mesh of a slice goes along its wires and not from host to
+  host. Processes whose devices hold the same rows, as where `tensor` spans several, read the same.
 
   Raises:
     ValueError: a process would need a part of another's rows.
@@ -165,14 +178,21 @@ def share(mesh: Mesh) -> dict[str, int]:
   held: dict[int, set[int]] = {}
   for device, (index,) in of_batch(mesh).devices_indices_map((rows,)).items():
     held.setdefault(device.process_index, set()).update(range(rows)[index])
-  parts = sorted({tuple(sorted(part)) for part in held.values()})
-  if sum(map(len, parts)) != rows:
+  shares = {tuple(sorted(part)) for part in held.values()}
+  if sum(map(len, shares)) != rows:
     raise ValueError(
       f"mesh {_show(tuple(mesh.shape.values()))} cuts rows across the devices of a process; let "
       "tensor x sequence divide the devices of one process, or be a multiple of them"
     )
-  own = tuple(sorted(held[jax.process_index()]))
-  return {"process_index": parts.index(own), "process_count": len(parts)}
+  own = sorted(held[jax.process_index()])
+  size = max(size for size in range(1, len(own) + 1) if _is_cut(own, rows, size))
+  return {"parts": rows // size, "own": tuple(row // size for row in own[::size])}
+
+
+def _is_cut(own: Sequence[int], rows: int, size: int) -> bool:
+  """Whether the rows of a process are whole parts of that size."""
+  whole = {part * size + i for part in {row // size for row in own} for i in range(size)}
+  return rows % size == 0 and whole == set(own)
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:

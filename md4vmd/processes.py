@@ -7,6 +7,7 @@ command, and jax's coordination service, which process 0 starts, introduces them
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -93,13 +94,22 @@ def name() -> str:
   return f"process {jax.process_index()} of {jax.process_count()}"
 
 
+def end_on_term() -> None:
+  """From now on SIGTERM ends this process, for jobs that have nothing to save.
+
+  In a pod jax's service takes the signal, for training to ask about, and nothing else would end.
+  """
+  if name():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def leave(error: BaseException, line: str) -> NoReturn:
   """Prints one line and ends this process of several at once, with status 1.
 
   An orderly end would wait for the others at a barrier, and they may be gone or wait for this one;
   their own connections notice at once that this one has left.
   """
-  if isinstance(error, jax.errors.JaxRuntimeError):
+  if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in line:
     line = (
       f"lost another process of the run, or a device failed ({line[:200]}); give the same command "
       "to all again: they continue from the newest checkpoint"

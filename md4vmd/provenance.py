@@ -15,7 +15,7 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def record() -> dict[str, str]:
-  """Versions by name, and "commit" where the code is a git checkout."""
+  """Versions by name, and "commit" where the code is a git checkout or came with its COMMIT."""
   versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
   own = {"md4vmd": md4vmd.__version__, "python": platform.python_version()}
   return own | versions | ({"commit": commit()} if commit() else {})
@@ -23,9 +23,13 @@ def record() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-  """The commit that is checked out, ending in "+" if tracked files differ; "" outside of git."""
+  """The commit that is checked out, ending in "+" if tracked files differ.
+
+  Outside of git it is what the file COMMIT says, which `launch/tpu_pod.sh` writes; "" without it.
+  """
   if not (_ROOT / ".git").exists():
-    return ""
+    file = _ROOT / "COMMIT"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
   try:
     head = _git("rev-parse", "HEAD")
     return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -68,7 +68,8 @@ def power_weighted(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def power_gradient(rows: Rows, weight_K: jax.Array) -> jax.Array:
   """Gradient in the values, [P], of the weighted sum of `power_weighted` over a chunk."""
-  mean_P = (weight_K / rows.sum_K) @ rows.mu_KxP
+  share_K = weight_K / rows.sum_K
+  mean_P = jnp.matmul(share_K, rows.mu_KxP, precision=jax.lax.Precision.HIGHEST)
   return mean_P.at[rows.x_K].add(weight_K * (rows.nll_K - 1.0))
 
 

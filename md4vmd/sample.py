@@ -203,8 +203,8 @@ def _run(
   key = rngs.stream(model.seed, 0, "sample")
   done, share = [], partitioning.share(model.mesh)
   for start in range(0, count, size):
-    rows = np.minimum(start + np.arange(size), count - 1)
-    rows = np.array_split(rows, share["process_count"])[share["process_index"]]
+    cut = np.minimum(start + np.arange(size), count - 1).reshape(share["parts"], -1)
+    rows = cut[list(share["own"])].reshape(-1)
     arrays = {
       "x_BxL": tokens_BxL[rows],
       "given_BxL": ~free_BxL[rows],

@@ -9,10 +9,11 @@ import pathlib
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from md4vmd import (
@@ -58,7 +59,6 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
   if "sample" in model.run.then:
     sample.prepare(model)  # a bad prompt is reported before hours of training
   with partitioning.use(model.mesh):
-    state = train_state.initial(model)
     checkpoints = Checkpoints(
       workdir / "checkpoints",
       keep=model.run.keep,
@@ -66,9 +66,10 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
       keep_best=bool(model.run.best),
     )
     writers = Writers(workdir, active=jax.process_index() == 0)
-    restored = checkpoints.restore_latest(state)
-    position = 0
-    if restored is not None:
+    restored = checkpoints.restore_latest(train_state.abstract(model))
+    if restored is None:
+      state, position = train_state.initial(model), 0
+    else:
       state, position = restored.state, restored.meta["position"]
       say(f"Continuing from step {restored.step}.")
     for key, (before, now) in changed.items():
@@ -91,12 +92,13 @@ def _closing(checkpoints: Checkpoints, writers: Writers) -> Iterator[None]:
   """Closes both at the end; the checkpoints not after an error in a pod.
 
   Closing waits until every process has written its part, and the error may be that one is gone.
+  All processes stop on SIGTERM and where a run diverges.
   """
   is_orderly = jax.process_count() == 1
   try:
     yield
     is_orderly = True
-  except Preempted:
+  except (Preempted, DivergedError):
     is_orderly = True
     raise
   finally:
@@ -152,6 +154,7 @@ class _Loop:
     }
     self.evaluators = evaluate.make_evaluators(model)
     self.term_received = False
+    self.evaluated_step: int | None = None  # while its evaluation runs
 
   def run(self, state: steps.TrainState, position: int) -> None:
     run, model = self.model.run, self.model
@@ -164,6 +167,7 @@ class _Loop:
       **partitioning.share(model.mesh),
     )
     first = int(state.step)
+    is_due = lambda step: run.evaluate_every > 0 and step % run.evaluate_every == 0
     meter = _Meter(model, self.writers, first + 1)
     # None shows it at a terminal.
     progress = tqdm(
@@ -174,6 +178,8 @@ class _Loop:
       dynamic_ncols=True,
     )
     with self._watching_for_term(), contextlib.closing(progress):
+      if first > 0 and is_due(first) and not self._is_evaluated(first):
+        self._evaluate(first, state.ema)  # the run had stopped before it
       for step in range(first + 1, run.steps + 1):
         batch = partitioning.put_batch(model.mesh, next(batches))
         state, sums = train_step(state, batch)
@@ -181,14 +187,12 @@ class _Loop:
         meter.add(step, sums)
         progress.update()
         stopping = self.term_received or self.checkpoints.reached_preemption(step)
-        evaluating = run.evaluate_every and step % run.evaluate_every == 0
-        if stopping or evaluating or step == run.steps or step % run.checkpoint_every == 0:
+        if stopping or is_due(step) or step == run.steps or step % run.checkpoint_every == 0:
           meter.flush()  # raises before a state that is not finite could be saved
           self._save(step, state, position)
         if stopping:
-          say(f"Stopping at step {step} on SIGTERM; the state is saved.")
-          raise Preempted
-        if evaluating:
+          _stop(step)
+        if is_due(step):
           self._evaluate(step, state.ema)
           meter.restart_clock()
 
@@ -198,19 +202,29 @@ class _Loop:
   def _evaluate(self, step, params):
     model, run = self.model, self.model.run
     hash_now = model.config_hash
+    self.evaluated_step = step
     figures = evaluate.run_all(
       self.evaluators, model, self.writers, step, params, trained_config_hash=hash_now
     )
-    self.writers.write(step, figures)
-    if not run.best:
-      return
-    if run.best not in figures:
+    self.evaluated_step = None
+    if run.best and run.best not in figures:
       raise ValueError(
         f"run.best: no evaluator reports '{run.best}'{build.nearest(run.best, figures)}"
       )
-    value = figures[run.best]
-    if self.checkpoints.rate(step, run.best, value, is_loss=run.best_is == "smallest"):
-      say(f"Step {step} is the best so far: {run.best} = {value:.6g}.")
+    if run.best:
+      value = figures[run.best]
+      if self.checkpoints.rate(step, run.best, value, is_loss=run.best_is == "smallest"):
+        say(f"Step {step} is the best so far: {run.best} = {value:.6g}.")
+    self.writers.write(step, figures)  # last: the line says that all of this is done
+
+  def _is_evaluated(self, step):
+    """Whether metrics.jsonl has the figures of a step, as process 0 reads it."""
+    names = tuple(f"{name}/" for name in self.evaluators)
+    lines = read_metrics(self.writers.workdir) if jax.process_index() == 0 else []
+    found = any(
+      line["step"] == step and str(key).startswith(names) for line in lines for key in line
+    )
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
 
   @contextlib.contextmanager
   def _watching_for_term(self):
@@ -226,6 +240,13 @@ class _Loop:
 
   def _on_term(self, *_):
     self.term_received = True
+    if self.evaluated_step is not None:  # its state is saved, and the next run evaluates it
+      _stop(self.evaluated_step)
+
+
+def _stop(step: int) -> NoReturn:
+  say(f"Stopping at step {step} on SIGTERM; the state is saved.")
+  raise Preempted
 
 
 class _Meter:
@@ -233,6 +254,8 @@ class _Meter:
 
   def __init__(self, model: build.Model, writers: Writers, step: int):
     self.model, self.writers = model, writers
+    # All at once and now: a rate that is asked for later waits for the step that was just sent.
+    self.rate_T = np.asarray(jax.vmap(model.optimizer.rate)(np.arange(model.run.steps)))
     self.pending: tuple[int, Any] | None = None
     self.sums: dict[str, float] = {}
     self.steps = 0
@@ -276,7 +299,7 @@ class _Meter:
     elapsed = time.perf_counter() - self.clock
     rate = max(self.clock_steps, 1) / elapsed
     figures = metrics.train_report(self.sums, self.sums["tokens"], self.steps) | {
-      "train/learning_rate": float(self.model.optimizer.rate(step - 1)),
+      "train/learning_rate": float(self.rate_T[step - 1]),
       "train/steps_per_second": rate,
       "train/tokens_per_second": self.clock_tokens / elapsed,
     }

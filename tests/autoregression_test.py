@@ -13,7 +13,7 @@ from benchmarks import naive
 from md4vmd import latents, networks, rngs, samplers
 from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import ModelFns
-from md4vmd.objectives import AR, MD4, VMD
+from md4vmd.objectives import AR, MD4, SEDD, VMD
 from md4vmd.schedules.linear import Linear
 from tests import toys
 
@@ -250,10 +250,35 @@ def test_one_block_draws_and_bounds_what_md4_does(make):
 
 def test_blocks_of_one_token_are_an_exact_chain(make):
   fns = make("blocks", block_size=1, time_conditioning=False)
-  noise = toys.Script(*(jnp.asarray(RNG.random((len(X_XxL), L))) for _ in range(3)))
-  terms = _nelbo(MD4(LINEAR, V, block_size=1), fns, toys.make_batch(X_XxL), noise)
-  nll_X = np.asarray(terms.nelbo_B, np.float64)
+  objective, batch = MD4(LINEAR, V, block_size=1), toys.make_batch(X_XxL)
+  draw = lambda: toys.Script(*(jnp.asarray(RNG.random((len(X_XxL), L))) for _ in range(3)))
+  nll_X, again_X = (_nelbo(objective, fns, batch, draw()).nelbo_B for _ in range(2))
+  np.testing.assert_array_equal(nll_X, again_X)  # whatever the draws, every token is masked
+  nll_X = np.asarray(nll_X, np.float64)
   assert np.exp(-nll_X).sum() == pytest.approx(1.0, abs=1e-5) and nll_X.std() > 0.1
+  cache, chain_X = fns.init_cache(len(X_XxL), L), 0.0
+  for n in range(L):
+    prediction, _ = fns.denoise(np.full((len(X_XxL), 1), V), None, cache=cache)
+    log_mu_XxV = scipy.special.log_softmax(_logits(prediction)[:, 0], axis=-1)
+    chain_X += log_mu_XxV[np.arange(len(X_XxL)), X_XxL[:, n]]
+    _, cache = fns.denoise(X_XxL[:, n : n + 1], None, cache=cache)
+  np.testing.assert_allclose(-chain_X, nll_X, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["count", "time"])
+def test_score_entropy_in_blocks_is_the_bound_in_blocks_and_the_price_of_the_normaliser(
+  make, estimator
+):
+  fns, batch = make("blocks"), toys.make_batch(X_XxL[:8], scored_BxL=RNG.random((8, L)) < 0.8)
+  noise = toys.Script(*(jnp.asarray(RNG.random(shape)) for shape in [(8, 2), (8, L), (8, 2)]))
+  md4, sedd = (
+    _nelbo(kind(LINEAR, V, estimator, block_size=S), fns, batch, noise) for kind in (MD4, SEDD)
+  )
+  assert np.asarray(md4.nelbo_B).std() > 0.3
+  np.testing.assert_allclose(sedd.parts["normalised"], md4.nelbo_B, rtol=1e-5)
+  np.testing.assert_allclose(sum(sedd.parts.values()), sedd.nelbo_B, rtol=1e-6)
+  assert sedd.parts["normaliser"].min() >= 0 and sedd.parts["normaliser"].max() > 0.01
+  assert sedd.loss == pytest.approx(float(sedd.nelbo_B.sum()), rel=1e-5)
 
 
 def _block_laws(fns, steps):

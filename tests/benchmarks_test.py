@@ -139,6 +139,14 @@ def test_figures_are_finite_numbers(tmp_path, value):
   assert not list(tmp_path.iterdir())
 
 
+def test_figures_are_printed_as_a_line_and_written(tmp_path, capsys):
+  timing.finish({"a/b": 1.5}, tmp_path / "new/out.json")
+  first, second = capsys.readouterr().out.splitlines()
+  assert json.loads(first) == {"a/b": 1.5} and second.startswith("wrote ")
+  assert json.loads((tmp_path / "new/out.json").read_text()) == {"a/b": 1.5}
+  assert len(list((tmp_path / "new").iterdir())) == 1
+
+
 def test_decoding_command_compares_prints_a_table_and_writes_flat_json(
   tmp_path, monkeypatch, capsys
 ):

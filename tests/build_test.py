@@ -78,6 +78,18 @@ def test_an_unknown_evaluator_and_settings_against_its_rules_are_errors(config):
     build.evaluators(build.model(config), evaluators.TABLE)
 
 
+def test_some_of_the_evaluators_can_be_chosen(config):
+  config.objective.name = "ar"
+  config.network.time_conditioning = False
+  with pytest.raises(ValueError, match=r"any_order fills positions .*; set run\.evaluators to"):
+    build.evaluators(build.model(config), evaluators.TABLE)
+  config.run.evaluators = ("likelihood",)
+  assert set(build.evaluators(build.model(config), evaluators.TABLE)) == {"likelihood"}
+  config.run.evaluators = ("likelyhood",)
+  with pytest.raises(ValueError, match=r"run\.evaluators names 'likelyhood'; .* 'likelihood'"):
+    build.model(config)
+
+
 def test_a_missing_value_is_asked_for_by_name(config):
   set_in(config, "data.distribution", None)
   with pytest.raises(ValueError, match="data 'synthetic' needs a value for 'distribution'"):

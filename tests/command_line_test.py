@@ -97,6 +97,10 @@ MISTAKES = {
     ["--config=configs/synthetic.py:d1", "--mode=sample", "--workdir=elsewhere"],
     ["no checkpoint in ", "elsewhere/checkpoints", "train first"],
   ),
+  "an address as the workdir": (
+    ["--config=configs/synthetic.py", "--workdir=gs://bucket/runs"],
+    ["--workdir=gs://bucket/runs is an address", "give a folder"],
+  ),
   "report without runs": (
     ["--mode=report", "--workdir=elsewhere"],
     ["there is no run in elsewhere: a run has a config.json or a metrics.jsonl"],

@@ -21,7 +21,7 @@ from configs import common
 from launch import sweep
 from md4vmd import build, data, main, networks, objectives, rngs, samplers, schedules, steps
 from md4vmd.evaluators import TABLE as EVALUATORS
-from md4vmd.interfaces import Batch
+from md4vmd.interfaces import Batch, Schedule
 from tests.layers_test import FLOOR
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -244,9 +244,27 @@ def test_the_example_schedule_keeps_its_contract(x64):
   np.testing.assert_allclose(schedule.alpha_inverse(schedule.alpha(t)), t, rtol=1e-9)
   weight = -schedule.dalpha(t) / (1 - schedule.alpha(t))
   np.testing.assert_allclose(schedule.weight(t), weight, rtol=1e-9)
-  assert schedule.alpha(jnp.array([0.0, 1.0])).tolist() == [1.0, 0.0]
+  np.testing.assert_allclose(schedule.masked(t), 1 - schedule.alpha(t), rtol=1e-12)
+  small = jnp.array([1e-20, 1e-12])  # where alpha has no digit of it, or few
+  np.testing.assert_allclose(schedule.masked(small), 2 * small, rtol=1e-11)
+  ends = jnp.array([0.0, 1.0])
+  assert schedule.alpha(ends).tolist() == [1.0, 0.0] and schedule.masked(ends).tolist() == [0, 1]
+  public = {name for name in vars(Schedule) if name[0] != "_"}
+  assert public <= set(dir(schedule))
   with pytest.raises(ValueError, match=r"power is 0\.5; it must be at least 1"):
     type(schedule)(0.5)
+
+
+def test_the_example_schedule_draws_the_steps_of_a_sampler(x64):
+  schedule = _example("md4vmd/schedules/visible_power.py").VisiblePower()
+  x_BxL = jnp.zeros((8, 3), int)
+  batch = Batch(x_BxL, jnp.ones(8), jnp.arange(8))
+  objective = objectives.MD4(schedule, 2, "steps", 4)
+  draws = objective.draw(rngs.batch_noise(jax.random.key(0), 8), batch)
+  alpha_BxG, earlier_BxG = map(schedule.alpha, (draws.t_BxG, draws.t_BxG - 0.25))
+  weight_BxG = 4 * (earlier_BxG - alpha_BxG) / (1 - alpha_BxG)
+  assert sorted(set(draws.t_BxG[:, 0].tolist())) == [0.25, 0.5, 0.75, 1.0]
+  np.testing.assert_allclose(draws.weight_BxG, weight_BxG, rtol=1e-12)
 
 
 def test_the_example_network_and_objective_learn(parity):

@@ -125,6 +125,23 @@ def test_samples_keep_the_clues_and_are_read_as_text_or_pictures(run):
   check_samples(run)
 
 
+def test_only_what_is_decoded_from_left_to_right_is_sampled_at_another_length(run, tmp_path):
+  config, length = run.config.copy_and_resolve_references(), run.model.dataset.length
+  if build.sees(run.model.network) == "all":
+    config.sampler.length = 2 * length
+    with pytest.raises(ValueError, match="this network knows sequences of"):
+      build.model(config)
+    return
+  (tmp_path / "checkpoints").symlink_to(run.workdir / "checkpoints")
+  for other in (length // 2, 3 * length // 2):
+    config.sampler.length = other
+    sample.sample(config, tmp_path)
+    arrays = np.load(tmp_path / "samples" / f"{run.last_step}.npz")
+    assert arrays["x_BxL"].shape == (config.sampler.count, other) and arrays["free_BxL"].all()
+    assert arrays["x_BxL"].min() >= 0 and arrays["x_BxL"].max() < run.model.dataset.vocab_size
+    assert arrays["call_BxL"].min() >= 0  # of the calls that filled a position; -1 where none did
+
+
 def test_the_configs_that_ship_are_all_here():
   files = {path.stem for path in (shrunken.ROOT / "configs").glob("[!_]*.py")} - {"common"}
   assert {name for name, _ in [*shrunken.shipped(), *shrunken.LIKE_ANOTHER]} == files

@@ -60,6 +60,8 @@ def log_mu(skewed):
 def test_one_step_draws_tokens_from_the_product_of_the_marginals(skewed, log_mu):
   model, params = skewed
   figures = run(Exact(model, steps=(1,)), params)
+  words = "ancestral sampler at T steps on the uniform grid, exact by enumeration"
+  assert figures["convention"] == words
   log_mu_LxV = log_mu([10, 10], 1.0)
   chance = {k: (k + 1) / 55 for k in range(10)}
   log_p = {k: log_mu_LxV[0, k] + log_mu_LxV[1, (k + 1) % 10] for k in range(10)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from md4vmd import networks, rngs, samplers
+from md4vmd import networks, rngs, row_losses, samplers
 from md4vmd.evaluators.enumeration import exact_log_prob, subsets
 from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4, GenMD4
@@ -350,3 +350,14 @@ def test_the_network_starts_at_the_powers_of_the_schedule():
 def test_settings_that_mean_nothing_are_refused(settings, rule):
   with pytest.raises(ValueError, match=rule):
     GenMD4(**{"schedule": TABLE["linear"](), "vocab_size": V} | settings)
+
+
+@pytest.mark.parametrize("name", ["power_weighted", "power_gradient"])
+def test_products_that_nearly_cancel_are_not_left_to_the_fast_ones_of_a_device(name):
+  """Those of GenMD4's loss of a token and of its gradient in the powers."""
+  ones = jnp.ones
+  rows = row_losses.Rows(jnp.zeros(8, int), ones((8, 4)), ones(8), ones(8), ones(8), ones(4), 4)
+  arguments = (rows.sum_K,) if name == "power_gradient" else ()
+  program = str(jax.make_jaxpr(lambda: getattr(row_losses, name)(rows, *arguments))())
+  assert program.count("dot_general") == 1
+  assert "Precision.HIGHEST" in program

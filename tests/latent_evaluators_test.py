@@ -218,6 +218,45 @@ def test_latent_use_needs_a_latent(models):
     LatentUse(models["none"][0])
 
 
+@pytest.mark.parametrize(
+  "family",
+  [*(FAMILIES[name] for name in ("gaussian", "mixture")),
+   latents.CategoricalFamily(codes=2, classes=2, enumerated=False)],
+  ids=["gaussian", "mixture", "codes"],
+)  # fmt: skip
+def test_the_exact_law_of_a_latent_that_is_not_listed_is_refused_at_once(models, family):
+  model, _ = models["none"]
+  network = networks.with_latent(networks.Transformer(3, width=16, depth=1, heads=2), family)
+  with pytest.raises(ValueError, match=r"Family\(.*are not listed; set run"):
+    Exact(dataclasses.replace(model, network=network))
+
+
+def test_the_exact_law_is_that_of_the_latents_that_the_config_asks_for(models):
+  model, params = models["codes"]
+  fns = networks.bind(model.network, params)
+  x_MxL, times = jnp.asarray(model.dataset.support_MxL), samplers.times("cosine", 2)
+  prior = fns.prior(jnp.full((1, 4), 3)).support()
+  held_M = 0.0
+  for z_Z, log_p in zip(prior.z_JxZ, prior.log_p_BxGxJ[0, 0], strict=True):
+    given = lambda zt_BxL, t_BxG, z_Z=z_Z: fns.denoise(
+      zt_BxL, t_BxG, latent_BxGxZ=jnp.tile(z_Z, (len(zt_BxL), 1, 1))
+    )
+    held_M += np.exp(log_p + exact_log_prob(ModelFns(given), Linear(), times, x_MxL, 3))
+  laws = {"once": held_M, "step": np.exp(exact_log_prob(fns, Linear(), times, x_MxL, 3))}
+  words = {"once": "one latent per sequence", "step": "a new latent every step"}
+  nats = []
+  for refresh, p_M in laws.items():
+    sampling = dataclasses.replace(model.sampling, latent_refresh=refresh)
+    evaluator = Exact(dataclasses.replace(model, sampling=sampling), steps=(2,), grid="cosine")
+    figures = run(evaluator, params)
+    assert figures["exact/T2_nats"] == pytest.approx(-np.log(p_M).mean(), rel=1e-5)
+    assert figures["convention"].startswith(
+      f"ancestral sampler at T steps on the cosine grid, {words[refresh]}, exact"
+    )
+    nats.append(figures["exact/T2_nats"])
+  assert abs(nats[0] - nats[1]) > 1e-3
+
+
 def test_a_held_latent_law_is_a_mixture_over_its_values(models):
   model, params = models["codes"]
   fns = networks.bind(model.network, params)

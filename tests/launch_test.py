@@ -22,9 +22,12 @@ every_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.na
 GCLOUD = """#!/usr/bin/env bash
 printf '%q ' "$@" >> "$CALLS"; echo >> "$CALLS"
 case "$*" in
-  *describe*) echo ACTIVE ;;
+  *describe*) if [ -e "$CALLS.once" ]; then echo "${STATE:-ACTIVE}"; else echo ACTIVE; fi ;;
+  *create*) rm -f "$CALLS.once"; exit "${CREATE_STATUS:-0}" ;;
   *pip*install*) exit "${SETUP_STATUS:-0}" ;;
-  *md4vmd.main*) [ -e "$CALLS.once" ] || { touch "$CALLS.once"; exit "${FIRST_STATUS:-0}"; } ;;
+  *md4vmd.main*)
+    touch "$CALLS.once"
+    [ -e "$CALLS.ran" ] || { touch "$CALLS.ran"; exit "${FIRST_STATUS:-0}"; } ;;
 esac
 """
 
@@ -139,6 +142,8 @@ def test_a_slice_is_asked_for_set_up_used_and_given_back(gcloud):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   create, describe, copy, install, start, delete = gcloud()
+  head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+  assert f"echo {head} > COMMIT" in " ".join(install)
   assert create[:5] == ["compute", "tpus", "queued-resources", "create", "mine"]
   assert {"--zone=z", "--node-id=mine", "--accelerator-type=v5litepod-16", "--spot"} <= {*create}
   assert describe[3] == "describe"
@@ -151,14 +156,32 @@ def test_a_slice_is_asked_for_set_up_used_and_given_back(gcloud):
   assert delete[3] == "delete" and "--force" in delete
 
 
-@pytest.mark.parametrize("status, runs", [(42, 2), (255, 2), (1, 1)])
-def test_a_preempted_slice_is_asked_for_again_and_a_broken_run_is_not(gcloud, status, runs):
+@pytest.mark.parametrize(
+  "status, state, runs",
+  [
+    (42, "SUSPENDED", 2),
+    (1, "SUSPENDED", 2),  # a worker vanished before the others were told
+    (255, "ACTIVE", 2),
+    (42, "ACTIVE", 1),  # by `stop`
+    (1, "ACTIVE", 1),
+  ],
+)
+def test_a_slice_that_was_taken_back_is_asked_for_again_and_an_ended_run_is_not(
+  gcloud, status, state, runs
+):
   command = ["--config=configs/text8.py", "--workdir=/mnt/run"]
-  done = run("tpu_pod.sh", "all", "--", *command, FIRST_STATUS=str(status))
+  done = run("tpu_pod.sh", "all", "--", *command, FIRST_STATUS=str(status), STATE=state)
   assert done.returncode == (0 if runs == 2 else status)
   calls = gcloud()
   assert sum("md4vmd.main" in " ".join(call) for call in calls) == runs
   assert sum("create" in call for call in calls) == sum("delete" in call for call in calls) == runs
+
+
+def test_a_request_that_fails_is_taken_back(gcloud):
+  command = ["--config=configs/text8.py", "--workdir=/mnt/run"]
+  done = run("tpu_pod.sh", "all", "--", *command, CREATE_STATUS="3")
+  assert done.returncode == 3
+  assert [call[3] for call in gcloud()] == ["create", "delete"]
 
 
 def test_a_slice_that_cannot_be_set_up_is_given_back(gcloud):
@@ -231,8 +254,7 @@ def test_the_jobset_runs_our_command_on_a_folder_that_its_pods_share(jobset):
   pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
   (container,) = pod["containers"]
   folder = container["volumeMounts"][0]["mountPath"]
-  words = [word for word in container["command"] if not word.startswith("--config=configs/owt")]
-  flags = check_command([*words, "--config=configs/text8.py"])
+  flags = check_command(container["command"])
   assert pathlib.PurePath(flags["workdir"]).is_relative_to(folder)
 
 

@@ -87,6 +87,15 @@ def test_characters_and_dims_are_named_as_such(split):
   assert figures["x/nelbo_bits_per_character_standard_error"] > 0
 
 
+@pytest.mark.parametrize("draws", [1, 2, 3, 5, 6, 7])
+def test_draws_that_are_all_equal_have_no_noise(split, draws):
+  nats_N, tokens_N = split
+  nats_NxK = np.repeat(nats_N[:, None], draws, axis=1)
+  assert metrics.draws_report("x", nats_NxK, tokens_N) == {}
+  nats_NxK[0, 0] += 1e-6
+  assert (metrics.draws_report("x", nats_NxK, tokens_N) != {}) == (draws > 1)
+
+
 def test_a_hopeless_bound_has_a_finite_perplexity():
   figures = metrics.likelihood_report("x", np.array([1e6]), np.array([1.0]), unit="token")
   assert math.isfinite(figures["x/perplexity_bound"])

@@ -239,7 +239,7 @@ def random_params(model):
   return partitioning.put_like(jax.tree.map(draw, template), template)
 
 
-def measure(folder, mesh):
+def measure(folder, mesh, devices=None):
   """{config and evaluator: figures} of random parameters, and samples."""
   found, folder = {}, pathlib.Path(folder)
   for (name, variant), settings in EVALUATED.items():
@@ -249,7 +249,7 @@ def measure(folder, mesh):
     config.evaluators = ConfigDict(
       {kind: old.get(kind, {}) | new for kind, new in settings.items()}
     )
-    model = build.model(config)
+    model = build.model(config, devices=devices)
     with partitioning.use(model.mesh):
       params = random_params(model)
       for kind, evaluator in build.evaluators(model, evaluators.TABLE).items():
@@ -264,10 +264,13 @@ def measure(folder, mesh):
 
 
 def measure_in_a_pod(folder, coordinator, process):
-  """The job of each of two processes."""
+  """The job of each of two processes, whose devices take turns in the mesh."""
   processes.start(coordinator, 2, process)
   assert jax.device_count() == 2 * DEVICES
-  found = measure(folder, {"data": 2, "fsdp": 2})
+  devices, mesh = [jax.devices()[i] for i in (0, 2, 3, 1)], {"data": 2, "fsdp": 2}
+  own = partitioning.share(partitioning.make_mesh(**mesh, devices=devices))["own"]
+  assert own == [(0, 3), (1, 2)][process]
+  found = measure(folder, mesh, devices)
   if jax.process_index() == 0:
     (pathlib.Path(folder) / "out.json").write_text(json.dumps(found))
 

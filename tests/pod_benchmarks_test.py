@@ -66,6 +66,19 @@ def test_data_that_is_not_described_is_asked_for():
   assert (dataset.vocab_size, dataset.length) == (10, 4)
 
 
+def test_boards_are_described_by_their_size():
+  config = tpu_compile.parse_config(["--config=configs/sudoku.py", "--config.data.size=9"])
+  dataset = tpu_compile.stand_in(config)
+  assert (dataset.vocab_size, dataset.length) == (9, 81)
+
+
+def test_classes_are_asked_for():
+  config = tpu_compile.parse_config(["--config=configs/cifar10.py:class"])
+  assert tpu_compile.stand_in(config, classes=10).classes == 10
+  with pytest.raises(ValueError, match=r"--classes=0 and data\.class_conditional=True"):
+    tpu_compile.stand_in(config)
+
+
 def test_images_are_described_by_their_shape():
   config = tpu_compile.parse_config(["--config=configs/imagenet64.py"])
   dataset = tpu_compile.stand_in(config, None, None, "64x64x3")

@@ -1,5 +1,6 @@
 """Where a run looks for its other processes, and which part of the batch each reads."""
 
+import signal
 import types
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from md4vmd import partitioning, processes
+from md4vmd import main, partitioning, processes
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}
 VARIABLES = [*SLURM, "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
@@ -79,26 +80,66 @@ def test_what_cannot_be_is_refused(joined, arguments, words):
   assert joined == []
 
 
+class Left(Exception):
+  """Stands in for the end of a process."""
+
+
+@pytest.mark.parametrize(
+  "error, shows_where",
+  [
+    (ValueError("a rule"), False),
+    (KeyboardInterrupt(), False),
+    (TypeError("a bug"), True),
+    (KeyError("bug"), True),
+  ],
+)
+def test_a_process_of_several_leaves_on_any_error(monkeypatch, capsys, error, shows_where):
+  def leave(error, line):
+    raise Left(type(error).__name__)
+
+  def fail(argv):
+    raise error
+
+  monkeypatch.setattr(processes, "name", lambda: "process 1 of 2")
+  monkeypatch.setattr(processes, "leave", leave)
+  monkeypatch.setattr(main, "main", fail)
+  with pytest.raises(Left, match=type(error).__name__):
+    main._run(["main"])
+  assert ("Traceback" in capsys.readouterr().err) == shows_where
+
+
+@pytest.mark.parametrize("name, ends", [("", False), ("process 1 of 2", True)])
+def test_sigterm_ends_the_jobs_of_a_pod_that_have_nothing_to_save(monkeypatch, name, ends):
+  monkeypatch.setattr(processes, "name", lambda: name)
+  before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  try:
+    processes.end_on_term()
+    assert (signal.getsignal(signal.SIGTERM) is signal.SIG_DFL) == ends
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 class Device(NamedTuple):
   id: int
   process_index: int
 
 
 @pytest.mark.parametrize(
-  "shape, per_process, shares",
+  "shape, hosts, shares",
   [
-    ((8, 1, 1, 1), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-    ((2, 2, 2, 1), 4, [(0, 2), (1, 2)]),
-    ((2, 1, 4, 1), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-    ((1, 1, 4, 2), 2, [(0, 1)] * 4),
-    ((1, 4, 1, 2), 8, [(0, 1)]),
+    ((8, 1, 1, 1), "00112233", [(4, (0,)), (4, (1,)), (4, (2,)), (4, (3,))]),
+    ((2, 2, 2, 1), "00001111", [(2, (0,)), (2, (1,))]),
+    ((2, 1, 4, 1), "00112233", [(2, (0,)), (2, (0,)), (2, (1,)), (2, (1,))]),
+    ((1, 1, 4, 2), "00112233", [(1, (0,))] * 4),
+    ((1, 4, 1, 2), "00000000", [(1, (0,))]),
+    # Along the wires of a slice, as of v5e:4x4.
+    ((8, 1, 1, 1), "00111100", [(4, (0, 3)), (4, (1, 2))]),
+    ((8, 1, 1, 1), "01111000", [(8, (0, 5, 6, 7)), (8, (1, 2, 3, 4))]),
   ],
 )
-def test_processes_that_hold_the_same_rows_read_the_same_part(
-  monkeypatch, shape, per_process, shares
-):
+def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch, shape, hosts, shares):
   rows = shape[0] * shape[1]
-  devices = [Device(i, i // per_process) for i in range(8)]
+  devices = [Device(i, int(host)) for i, host in enumerate(hosts)]
   cut = {d: (slice(d.id * rows // 8, d.id * rows // 8 + 1),) for d in devices}
   sharding = types.SimpleNamespace(devices_indices_map=lambda shape: cut)
   monkeypatch.setattr(partitioning, "of_batch", lambda mesh: sharding)
@@ -106,13 +147,13 @@ def test_processes_that_hold_the_same_rows_read_the_same_part(
   for process, share in enumerate(shares):
     monkeypatch.setattr(jax, "process_index", lambda process=process: process)
     found = partitioning.share(mesh)
-    assert (found["process_index"], found["process_count"]) == share
+    assert (found["parts"], found["own"]) == share
 
 
 def test_the_share_of_one_process_is_everything():
   mesh = partitioning.make_mesh()
   assert isinstance(mesh, Mesh)
-  assert partitioning.share(mesh) == {"process_index": 0, "process_count": 1}
+  assert partitioning.share(mesh) == {"parts": 1, "own": (0,)}
 
 
 @pytest.mark.parametrize(

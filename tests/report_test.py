@@ -112,7 +112,25 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path):
   (row,) = rows(tables.over_seeds(runs.find_runs(tmp_path)[0]))
   assert row["settings"] == "schedule.name=linear" and row["seeds"] == "3"
   assert row["mean bound, bits/token"] == "2.20 ± 0.12"  # .2 / sqrt 3
-  assert row["deviation between seeds"] == "0.2"
+  assert row["deviation between seeds"] == "0.2" and row["at step"] == "9"
+
+
+def test_bounds_of_other_steps_are_not_averaged_and_a_seed_counts_once(tmp_path):
+  made = {"a": (0, 9, 2.0), "b": (1, 9, 2.2), "c": (1, 9, 9.0), "d": (2, 5, 5.0), "e": (3, 9, 2.4)}
+  made["f"] = (0, 5, 5.2)
+  for name, (seed, step, bits) in made.items():
+    write_run(tmp_path / name, config(seed=seed), (), [(step, "likelihood", bound(bits))])
+  late, early = rows(tables.over_seeds(runs.find_runs(tmp_path)[0]))
+  assert (late["seeds"], late["at step"]) == ("3", "9")
+  assert late["mean bound, bits/token"] == "2.20 ± 0.12"  # of a, b and e; c has the seed of b
+  assert (early["seeds"], early["at step"]) == ("2", "5")
+  assert early["mean bound, bits/token"] == "5.10 ± 0.10"
+
+
+def test_one_seed_has_no_spread(tmp_path):
+  for name in "ab":
+    write_run(tmp_path / name, config(), (), [(9, "likelihood", bound(2.0))])
+  assert tables.over_seeds(runs.find_runs(tmp_path)[0]) is None
 
 
 # The noise of the training bound.
@@ -250,8 +268,13 @@ def test_smoothing_keeps_the_length_and_a_straight_line():
   assert np.std(plots.smoothed([0.0, 1.0] * 100)) < 0.1
 
 
+def test_a_negative_standard_error_in_a_file_is_drawn_by_its_size():
+  evaluated = lambda error: runs.Run("run", {}, [], {"likelihood": {5: bound(2.0, error)}})
+  positive, negative, none = (plots.draw_all([evaluated(e)])["bits"] for e in (0.25, -0.25, None))
+  assert positive == negative != none
+
+
 def test_every_plot_is_drawn_and_embedded(folder):
-  pytest.importorskip("matplotlib", reason="plots need the extra [report]")
   write_run(folder / "$odd_", config("$\\frac"), [2.0])
   report.report(folder)
   page = (folder / "report.html").read_text()

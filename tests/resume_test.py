@@ -242,6 +242,83 @@ def test_a_damaged_config_is_named(trained, text):
     train.train(config, workdir)
 
 
+def evaluations(workdir):
+  """Step and bound of every evaluation in training, in order."""
+  name = "likelihood/valid/nelbo_bits_per_token"
+  return [(line["step"], line[name]) for line in writers.read_metrics(workdir) if name in line]
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+  """(config, workdir) of a run that was evaluated at steps 2 and 4."""
+  config = tiny_config()
+  config.run.update({"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "keep": 2})
+  train.train(config, tmp_path / "run")
+  return config, tmp_path / "run"
+
+
+def test_an_evaluation_that_a_kill_prevented_follows_when_the_run_goes_on(evaluated):
+  config, workdir = evaluated
+  expected = evaluations(workdir)
+  assert [step for step, _ in expected] == [2, 4]
+  for path in [*workdir.glob("checkpoints/4"), workdir / "eval"]:
+    shutil.rmtree(path)
+  file = workdir / "metrics.jsonl"
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  kept = [line for line in lines if line["step"] <= 2 and "train/gradient_norm" in line]
+  file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+  train.train(config, workdir)
+  assert evaluations(workdir) == expected
+  assert (workdir / "eval/2-likelihood.json").is_file()
+
+
+def test_an_evaluation_that_was_done_is_not_done_again(evaluated):
+  config, workdir = evaluated
+  shutil.rmtree(workdir / "checkpoints/4")
+  expected = evaluations(workdir)
+  (workdir / "eval/2-likelihood.json").unlink()
+  train.train(config, workdir)
+  assert evaluations(workdir) == expected
+  assert not (workdir / "eval/2-likelihood.json").exists()
+
+
+def test_sigterm_ends_an_evaluation_in_training_at_once(tmp_path, monkeypatch):
+  config = tiny_config()
+  config.run.update({"steps": 4, "evaluate_every": 2})
+  begun = []
+
+  def interrupted(*arguments, **about):
+    begun.append(arguments[3])
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError("the evaluation went on")
+
+  monkeypatch.setattr(train.evaluate, "run_all", interrupted)
+  with pytest.raises(train.Preempted):
+    train.train(config, tmp_path / "run")
+  assert begun == [2] and steps_saved(tmp_path / "run") == [2]
+  monkeypatch.undo()
+  train.train(config, tmp_path / "run")
+  assert [step for step, _ in evaluations(tmp_path / "run")] == [2, 4]
+
+
+def test_a_save_that_a_kill_cut_short_is_no_checkpoint(trained):
+  config, workdir = trained
+  folder = workdir / "checkpoints"
+  for path in folder.iterdir():
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  (folder / "3.orbax-checkpoint-tmp-0").mkdir()
+  config.seed += 1
+  train.train(config, workdir)
+  assert writers.read_config(workdir)["seed"] == config.seed
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(trained, tmp_path):
+  config, workdir = trained
+  config.run.update({"initial": str(tmp_path / "deleted.safetensors"), "steps": 5})
+  train.train(config, workdir)
+  assert steps_saved(workdir)[-1] == 5
+
+
 def test_a_workdir_in_which_nothing_was_trained_takes_another_model(trained):
   config, workdir = trained
   for path in (workdir / "checkpoints").iterdir():

@@ -65,7 +65,8 @@ def test_geometric_ends_where_its_betas_say(x64):
 @every_schedule
 def test_a_schedule_acts_elementwise_on_any_shape(schedule):
   t = jnp.linspace(0.1, 0.9, 6)
-  for function in (schedule.alpha, schedule.dalpha, schedule.alpha_inverse, schedule.weight):
+  for name in ("alpha", "masked", "dalpha", "alpha_inverse", "weight"):
+    function = getattr(schedule, name)
     table = function(t.reshape(2, 3))
     assert table.shape == (2, 3)
     np.testing.assert_array_equal(table.reshape(6), function(t))
@@ -96,9 +97,17 @@ def test_schedules_are_those_of_the_reference_after_its_eps(golden, x64):
 
 
 @every_schedule
-def test_masked_is_one_minus_alpha(schedule, x64):
-  t = jnp.linspace(0.0, 1.0, 101)
+def test_masked_is_one_minus_alpha_with_all_its_digits(schedule, x64):
+  t = jnp.concatenate([jnp.zeros(1), jnp.logspace(-12, 0, 49)])
   np.testing.assert_allclose(schedule.masked(t), 1.0 - schedule.alpha(t), rtol=0, atol=1e-15)
+  # Where alpha rounds to 1: the integral of -alpha' over s = t v^4, v by Gauss and Legendre.
+  node_K, weight_K = np.polynomial.legendre.leggauss(80)
+  v_K = (node_K + 1) / 2
+  slope_TxK = -schedule.dalpha(t[1:, None] * v_K[None] ** 4) * (2 * weight_K * v_K**3)[None]
+  start = 1.0 - schedule.alpha(t[0])  # which is rounded unless it is 0
+  masked_T = start + t[1:] * slope_TxK.sum(1)
+  atol = 2e-16 if start else 0
+  np.testing.assert_allclose(schedule.masked(t[1:]), masked_T, rtol=1e-12, atol=atol)
 
 
 def test_reveal_probabilities_have_their_digits_where_alpha_rounds_to_one():

@@ -82,6 +82,15 @@ def test_the_auxiliary_cross_entropy_is_in_the_loss_and_not_in_the_bound(x64):
   np.testing.assert_allclose(extra, 10 * 0.25 * unweighted_B.sum(), rtol=1e-9)
 
 
+def test_a_bound_in_discrete_time_says_which_sampler_it_is_of():
+  figure = MD4(TABLE["linear"](), V, "steps", 1000).convention
+  sampler = "the sampler with T=1000 steps on the uniform grid"
+  assert figure == f"MD4 bound on -log p of {sampler}, estimator 'steps'"
+  blocks = MD4(TABLE["linear"](), V, "steps", 8, block_size=2).convention
+  assert "T=8 steps on the uniform grid in blocks of 2," in blocks
+  assert "grid" not in MD4(TABLE["linear"](), V).convention
+
+
 @pytest.mark.parametrize(
   "settings", [{"auxiliary": 0.1}, {"auxiliary": -1.0, "estimator": "steps"}]
 )

@@ -5,6 +5,8 @@ import dataclasses
 import fcntl
 import json
 import pathlib
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -22,6 +24,8 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
 os.kill(os.getppid(), signal.SIGTERM)
 signal.pause()
 """
+
+SLEEP = "import time; time.sleep(20)"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,23 @@ def test_a_signal_lets_running_cells_save_and_starts_no_other(make_cell, capsys)
   assert stopped.run() == sweep.STOPPED
   assert stopped.stopped == cells[:1] and not stopped.failed
   assert not cells[1].workdir.exists()
+  assert "stopped, newest checkpoint at step None  first" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_a_cell_is_started_reaches_it(
+  make_cell, monkeypatch, capsys, number
+):
+  class Popen(subprocess.Popen):
+    def __init__(self, *args, **settings):
+      super().__init__(*args, **settings)
+      signal.raise_signal(number)
+
+  monkeypatch.setattr(sweep.subprocess, "Popen", Popen)
+  cells = [make_cell("first", SLEEP), make_cell("second", SUCCEED)]
+  stopped = sweep.Sweep(cells, "train", jobs=1)
+  assert stopped.run() == sweep.STOPPED
+  assert stopped.stopped == cells[:1] and not cells[1].workdir.exists()
   assert "stopped, newest checkpoint at step None  first" in capsys.readouterr().out
 
 

@@ -1,13 +1,13 @@
 """Batches from sources: an endless stream for training, a padded walk for evaluation.
 
-Batches are dicts of numpy arrays with the field names of `interfaces.Batch`. Process p of P holds
-rows [p * B / P, (p + 1) * B / P) of the global batch of B, so the processes' rows in order are the
-batch that a single process would have had.
+Batches are dicts of numpy arrays with the field names of `interfaces.Batch`. The rows of a global
+batch of B are cut into equal parts, of which each process reads its own: what the parts hold in
+order is the batch that a single process would have had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -51,8 +51,8 @@ def train_batches(
   *,
   batch_size: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  parts: int = 1,
+  own: Sequence[int] = (0,),
   start: int = 0,
 ) -> Iterator[Item]:
   """Batches of the training split for ever: reshuffled every epoch, augmented, none dropped.
@@ -63,12 +63,12 @@ def train_batches(
     dataset: the examples.
     batch_size: size B of the global batch, over all processes.
     seed: seed of the order and of the augmentation.
-    process_index: this process.
-    process_count: number of processes; divides `batch_size`.
+    parts: number of parts that the rows are cut into; divides `batch_size`.
+    own: the parts that this process reads, in ascending order.
     start: position of the stream, the number of global examples already used: a multiple of
       `batch_size`.
   """
-  rows = _rows_per_process(batch_size, process_index, process_count)
+  rows = _rows_of_a_part(batch_size, parts, own)
   require(0 <= seed < 2**32, "give a seed in [0, 2**32)", seed=seed)
   require(
     start >= 0 and start % batch_size == 0,
@@ -80,24 +80,28 @@ def train_batches(
   copies = -(-_SHUFFLED_TOGETHER // len(source))
   examples = grain.MapDataset.source(_Numbered(source, copies)).seed(seed).shuffle().repeat()
   examples = examples.random_map(dataset.augment)
-  # Slicing comes last: of the repeated stream, and of whole blocks of rows.
-  blocks = examples.batch(rows, drop_remainder=True)
-  first = start // batch_size * process_count + process_index
-  batches = blocks[first::process_count].map(_as_batch)
-  return iter(batches.to_iter_dataset(_READ_OPTIONS))
+  # Slicing comes last: of the repeated stream, and of whole parts.
+  cut = examples.batch(rows, drop_remainder=True)
+  first = start // batch_size * parts
+  streams = [cut[first + part :: parts].to_iter_dataset(_READ_OPTIONS) for part in own]
+  return map(_as_batch, zip(*streams, strict=True))
 
 
-def _as_batch(items: Item) -> Item:
-  batch = {FIELDS[key]: array for key, array in items.items()}
-  return batch | {"weight_B": np.ones(len(items["x"]), np.float32)}
+def _as_batch(items: Sequence[Item]) -> Item:
+  """The batch of the parts of a process."""
+  joined = items[0]
+  if len(items) > 1:
+    joined = {key: np.concatenate([part[key] for part in items]) for key in joined}
+  batch = {FIELDS[key]: array for key, array in joined.items()}
+  return batch | {"weight_B": np.ones(len(batch["x_BxL"]), np.float32)}
 
 
 def evaluation_batches(
   source: Source,
   *,
   batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  parts: int = 1,
+  own: Sequence[int] = (0,),
   limit: int | None = None,
 ) -> Iterator[Item]:
   """The whole split in order, or its first `limit` examples; the same number of batches everywhere.
@@ -107,18 +111,18 @@ def evaluation_batches(
   Args:
     source: the split.
     batch_size: size B of the global batch, over all processes.
-    process_index: this process.
-    process_count: number of processes; divides `batch_size`.
+    parts: number of parts that the rows are cut into; divides `batch_size`.
+    own: the parts that this process reads, in ascending order.
     limit: number of examples to stop after.
   """
-  rows = _rows_per_process(batch_size, process_index, process_count)
+  rows = _rows_of_a_part(batch_size, parts, own)
   require(limit is None or limit > 0, "must be positive", limit=limit)
   count = len(source) if limit is None else min(limit, len(source))
   require(count > 0, "the split is empty", examples=count)
   numbered = _Numbered(source, copies=1)
 
   def batch(start: int) -> Item:
-    place_B = start + process_index * rows + np.arange(rows)
+    place_B = start + np.concatenate([part * rows + np.arange(rows) for part in own])
     items = [numbered[index] for index in np.minimum(place_B, count - 1).tolist()]
     stacked = {FIELDS[key]: np.stack([item[key] for item in items]) for key in items[0]}
     return stacked | {"weight_B": (place_B < count).astype(np.float32)}
@@ -126,18 +130,18 @@ def evaluation_batches(
   return map(batch, range(0, count, batch_size))
 
 
-def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
-  """Rows of the global batch that each process holds."""
+def _rows_of_a_part(batch_size: int, parts: int, own: Sequence[int]) -> int:
+  """Rows of each part of the global batch."""
   require(
-    0 <= process_index < process_count,
-    "the process must be one of the processes",
-    process_index=process_index,
-    process_count=process_count,
+    len(own) > 0 and list(own) == sorted(set(own)) and 0 <= own[0] and own[-1] < parts,
+    "a process reads some of the parts, in ascending order",
+    own=tuple(own),
+    parts=parts,
   )
   require(
-    batch_size > 0 and batch_size % process_count == 0,
-    "the batch is shared out evenly: make batch_size a multiple of process_count",
+    batch_size > 0 and batch_size % parts == 0,
+    "the batch is cut evenly: make batch_size a multiple of parts",
     batch_size=batch_size,
-    process_count=process_count,
+    parts=parts,
   )
-  return batch_size // process_count
+  return batch_size // parts

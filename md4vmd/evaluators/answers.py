@@ -21,8 +21,8 @@ def tokenizer_of(model: Model, where: str) -> Tokenizer:
   tokenizer = getattr(model.dataset, "tokenizer", None)
   if tokenizer is None:
     raise ValueError(
-      f"{where} reads text and this data has no tokenizer; use data 'tokens', or remove it from "
-      "config.evaluators"
+      f"{where} reads text and this data has no tokenizer; use data 'tokens', or set "
+      "run.evaluators to the others"
     )
   return tokenizer
 

@@ -74,7 +74,7 @@ class AnyOrder:
     if isinstance(model.network, networks.LatentNetwork):
       raise ValueError(
         "evaluators.any_order multiplies the predictions of single tokens, and with a latent "
-        "p(x | order) is an integral over it; remove it from config.evaluators and read likelihood"
+        "p(x | order) is an integral over it; set run.evaluators to the others and read likelihood"
       )
     require_all(model, "evaluators.any_order")
     require_one_schedule(model, "evaluators.any_order")

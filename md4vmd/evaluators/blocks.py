@@ -77,7 +77,8 @@ class Blocks:
       model.network, networks.LatentNetwork
     ):
       raise ValueError(
-        "evaluators.blocks draws a latent at every call; this objective holds one: remove it"
+        "evaluators.blocks draws a latent at every call and this objective holds one; set "
+        "run.evaluators to the others"
       )
     self.model, self.draws = model, draws
     self.x_MxL = np.asarray(model.dataset.support_MxL)

@@ -20,6 +20,12 @@ class Exact:
     model: what the config built; its dataset lists `support_MxL` and `probabilities_M`.
     steps: numbers of steps T.
     grid: grid of times.
+
+  A latent is drawn as config.sampler says, and its values are summed over.
+
+  Raises:
+    ValueError: a model that decodes from left to right, data without a known support, or a latent
+      whose values cannot be listed.
   """
 
   def __init__(self, model: Model, steps: tuple[int, ...] = (1, 2, 4), grid: str = "uniform"):
@@ -28,16 +34,27 @@ class Exact:
     if support_MxL is None:
       raise ValueError(
         "evaluators.exact needs data whose support is known, such as 'synthetic'; "
-        "remove it from config.evaluators"
+        "set run.evaluators to the others"
       )
-    self.model, self.support_MxL = model, jnp.asarray(support_MxL)
+    network = model.network
+    if isinstance(network, networks.LatentNetwork) and network.family.has_posterior:
+      raise ValueError(
+        f"evaluators.exact sums over the values of the latent, and those of {network.family} are "
+        "not listed; set run.evaluators to the others"
+      )
+    self.model, self.support_MxL, self.grid = model, jnp.asarray(support_MxL), grid
     self.times = {count: samplers.times(grid, count) for count in steps}
     self._log_prob = jax.jit(self._exact)
 
   def _exact(self, params, times):
     fns = networks.bind(self.model.network, params)
     return exact_log_prob(
-      fns, self.model.schedule, times, self.support_MxL, self.model.dataset.vocab_size
+      fns,
+      self.model.schedule,
+      times,
+      self.support_MxL,
+      self.model.dataset.vocab_size,
+      latent_refresh=self.model.sampling.latent_refresh,
     )
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
@@ -54,4 +71,12 @@ class Exact:
         f"exact/T{count}_kl_nats": cross_entropy - entropy,
         f"exact/T{count}_accuracy": float(np.exp(log_p).sum()),
       }
-    return figures | {"convention": "ancestral sampler at T steps, exact by enumeration"}
+    return figures | {"convention": self._convention}
+
+  @property
+  def _convention(self):
+    latent = ""
+    if isinstance(self.model.network, networks.LatentNetwork):
+      is_held = self.model.sampling.latent_refresh == "once"
+      latent = ", one latent per sequence" if is_held else ", a new latent every step"
+    return f"ancestral sampler at T steps on the {self.grid} grid{latent}, exact by enumeration"

@@ -45,7 +45,9 @@ class FID:
   ):
     shape = model.dataset.image_shape
     if shape is None or shape[2] != 3 or model.dataset.vocab_size != 256:
-      raise ValueError("evaluators.fid needs images of 3 channels; remove it from the evaluators")
+      raise ValueError(
+        "evaluators.fid needs images of 3 channels; set run.evaluators to the others"
+      )
     if count < 2 or (limit is not None and limit < 2):
       raise ValueError(f"evaluators.fid: count is {count} and limit {limit}; a covariance needs 2")
     self.model, self.count, self.limit = model, count, limit

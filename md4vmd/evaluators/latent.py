@@ -34,7 +34,7 @@ class LatentUse:
   def __init__(self, model: Model, split: str = "valid", limit: int = 256, draws: int = 16):
     require_all(model, "evaluators.latent")
     if not isinstance(model.network, networks.LatentNetwork):
-      raise ValueError("evaluators.latent needs a latent; remove it from config.evaluators")
+      raise ValueError("evaluators.latent needs a latent; set run.evaluators to the others")
     if limit < 2 or draws < 1:
       raise ValueError(f"evaluators.latent: limit {limit} must be at least 2 and draws {draws} 1")
     self.model, self.split, self.limit, self.draws = model, split, limit, draws

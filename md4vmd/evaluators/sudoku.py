@@ -36,7 +36,7 @@ class Sudoku:
     grid: str = "uniform",
   ):
     if not hasattr(model.dataset, "size"):
-      raise ValueError("evaluators.sudoku needs Sudoku boards; remove it from config.evaluators")
+      raise ValueError("evaluators.sudoku needs Sudoku boards; set run.evaluators to the others")
     build.require_all(model, "evaluators.sudoku")
     build.require_one_schedule(model, "evaluators.sudoku")
     self.model, self.splits, self.limit = model, splits, limit

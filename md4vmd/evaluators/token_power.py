@@ -23,7 +23,7 @@ class TokenPower:
   def __init__(self, model: Model, count: int = 10):
     if not isinstance(model.network, networks.TokenPowerNetwork):
       raise ValueError(
-        "evaluators.token_power needs objective 'genmd4'; remove it from config.evaluators"
+        "evaluators.token_power needs objective 'genmd4'; set run.evaluators to the others"
       )
     if count < 1:
       raise ValueError(f"evaluators.token_power.count is {count}; it must be at least 1")

@@ -91,7 +91,9 @@ class MD4:
   @property
   def convention(self) -> str:
     """Which bound, of which sampler, by which estimator."""
-    sampler = f"sampler with T={self.steps} steps" if self.steps else "continuous-time sampler"
+    sampler = "continuous-time sampler"
+    if self.steps:
+      sampler = f"sampler with T={self.steps} steps on the uniform grid"
     blocks = f" in blocks of {self.block_size}" if self.block_size else ""
     return f"MD4 bound on -log p of the {sampler}{blocks}, estimator '{self.estimator}'"
 

@@ -46,7 +46,9 @@ def draw_bits(runs: Sequence[Run]) -> Any:
     if bounds:
       steps, bits, errors = zip(*bounds, strict=True)
       style = {"color": colour, "label": None if points else label, "markersize": 5}
-      axes.errorbar(steps, bits, [error or 0.0 for error in errors], fmt="o", capsize=2, **style)
+      axes.errorbar(
+        steps, bits, [abs(error or 0.0) for error in errors], fmt="o", capsize=2, **style
+      )
       tops.append(max(bits))
       lows.append(min(bits))
   if not tops:

@@ -78,25 +78,32 @@ def main_table(runs: Sequence[Run]) -> Table:
 
 
 def over_seeds(runs: Sequence[Run]) -> Table | None:
-  """Mean and spread of the bound over runs that differ in their seed alone, or None."""
+  """Mean and spread of the bound over runs that differ in their seed alone, or None.
+
+  The bound of a run is its newest one, and bounds of the same step are averaged. Of several runs
+  with one seed that have one, the first by name counts.
+  """
   keys = [key for key in differing(runs) if key != "seed"]
-  groups: dict[str, list[Run]] = {}
+  groups: dict[tuple[str, int], dict[str, Run]] = {}
   for run in runs:
-    values = {key: run.settings.get(key) for key in keys}
-    groups.setdefault(_canonical(values), []).append(run)
+    if run.bounds():
+      values = _canonical({key: run.settings.get(key) for key in keys})
+      by_seed = groups.setdefault((values, run.bounds()[-1][0]), {})
+      by_seed.setdefault(_canonical(run.settings.get("seed")), run)
   rows = []
-  for group in groups.values():
-    bits = [run.bounds()[-1][1] for run in group if run.bounds()]
+  for (_, step), by_seed in groups.items():
+    group = list(by_seed.values())
+    bits = [run.bounds()[-1][1] for run in group]
     if len(bits) > 1:
       settings = ", ".join(
         f"{printable(key)}={_setting(group[0].settings.get(key))}" for key in keys
       )
       spread = statistics.stdev(bits)
       mean = with_error(statistics.fmean(bits), spread / math.sqrt(len(bits)))
-      rows.append([settings or "all", str(len(bits)), mean, _figure(spread)])
+      rows.append([settings or "all", str(len(bits)), _count(step), mean, _figure(spread)])
   if not rows:
     return None
-  header = ["settings", "seeds", "mean bound, bits/token", "deviation between seeds"]
+  header = ["settings", "seeds", "at step", "mean bound, bits/token", "deviation between seeds"]
   return Table("Over seeds", header, rows, "The error of the mean is that of the seeds.")
 
 

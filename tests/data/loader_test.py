@@ -59,15 +59,34 @@ def test_the_seed_decides_the_stream():
   assert (values(take(5)) != values(take(5, seed=2))).any(1).mean() > 0.9
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+# The parts of the rows that each process reads.
+SHARES = [
+  [(0,)],
+  [(0,), (1,)],
+  [(0,), (1,), (2,), (3,)],
+  [(0, 3), (1, 2)],
+  [(0, 1, 2), (3,)],
+]
+
+
+def join(arrays, shares):
+  """The rows that the processes read, in the order of the parts."""
+  parts = sum(map(len, shares))
+  found = {}
+  for own, array in zip(shares, arrays, strict=True):
+    found |= dict(zip(own, np.split(array, len(own)), strict=True))
+  return np.concatenate([found[part] for part in range(parts)])
+
+
+@pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("start", [0, 24, 5000])
-def test_any_number_of_processes_continues_the_straight_run(processes, start):
+def test_any_number_of_processes_continues_the_straight_run(shares, start):
   straight = take(start // 8 + 3)[start // 8 :]
-  parts = [take(3, start=start, process_index=p, process_count=processes) for p in range(processes)]
+  parts = sum(map(len, shares))
+  read = [take(3, start=start, own=own, parts=parts) for own in shares]
   for step, batch in enumerate(straight):
     for key, array in batch.items():
-      joined = np.concatenate([part[step][key] for part in parts])
-      assert (joined == array).all()
+      assert (join([batches[step][key] for batches in read], shares) == array).all()
 
 
 def test_every_epoch_holds_every_example_in_another_order():
@@ -94,11 +113,13 @@ def test_small_splits_are_shuffled_in_equal_shares():
 @pytest.mark.parametrize(
   ("options", "words"),
   [
-    ({"batch_size": 6, "process_count": 4}, "batch_size=6, process_count=4"),
+    ({"batch_size": 6, "parts": 4}, "batch_size=6, parts=4"),
     ({"batch_size": 0}, "batch_size=0"),
     ({"start": 12}, "start=12, batch_size=8"),
     ({"start": -8}, "start=-8"),
-    ({"process_index": 2, "process_count": 2}, "process_index=2"),
+    ({"own": (2,), "parts": 2}, r"own=\(2,\)"),
+    ({"own": (1, 0), "parts": 2}, r"own=\(1, 0\)"),
+    ({"own": (), "parts": 2}, r"own=\(\)"),
     ({"seed": -1}, "seed=-1"),
   ],
 )
@@ -107,20 +128,19 @@ def test_wrong_options_are_named_at_once(options, words):
     train_batches(DATASET, **{"batch_size": 8, "seed": 0, **options})
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize(("limit", "count"), [(None, 21), (10, 10), (16, 16), (100, 21), (1, 1)])
-def test_evaluation_covers_the_split_once_on_any_number_of_processes(processes, limit, count):
-  source = Numbers(21).split("valid")
-  parts = [
-    list(evaluation_batches(
-      source, batch_size=8, process_index=p, process_count=processes, limit=limit
-    ))
-    for p in range(processes)
-  ]  # fmt: skip
-  assert {len(part) for part in parts} == {-(-count // 8)}
-  steps = list(zip(*parts, strict=True))
+def test_evaluation_covers_the_split_once_on_any_number_of_processes(shares, limit, count):
+  source, parts = Numbers(21).split("valid"), sum(map(len, shares))
+  read = [
+    list(evaluation_batches(source, batch_size=8, own=own, parts=parts, limit=limit))
+    for own in shares
+  ]
+  assert {len(batches) for batches in read} == {-(-count // 8)}
+  steps = list(zip(*read, strict=True))
   joined = {
-    key: np.concatenate([batch[key] for step in steps for batch in step]) for key in parts[0][0]
+    key: np.concatenate([join([batch[key] for batch in step], shares) for step in steps])
+    for key in read[0][0]
   }
   assert joined["weight_B"].sum() == count
   assert joined["weight_B"].tolist() == [1] * count + [0] * (-count % 8)
@@ -133,7 +153,7 @@ def test_evaluation_names_wrong_options_at_once():
   source = Numbers(5).split("valid")
   with pytest.raises(ValueError, match="limit=0"):
     evaluation_batches(source, batch_size=4, limit=0)
-  with pytest.raises(ValueError, match="batch_size=3, process_count=2"):
-    evaluation_batches(source, batch_size=3, process_count=2)
+  with pytest.raises(ValueError, match="batch_size=3, parts=2"):
+    evaluation_batches(source, batch_size=3, parts=2)
   with pytest.raises(ValueError, match="the split is empty"):
     evaluation_batches(Arrays(np.zeros((0, 4))), batch_size=4)
