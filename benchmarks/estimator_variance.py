@@ -8,7 +8,8 @@ counting); `tilted` masks few tokens more often.
 
 Two figures for each: the standard deviation of the bound, which is what an evaluation waits for,
 and that of the gradient, the root of its total variance, which is what training waits for. Goal:
-without t, the deviation of the bound by `count` at least 2.5 times below that by `iid`.
+without t, the deviation of the bound by `count` at least 2.5 times below that by `iid`. The weights
+1/t of `iid` and `time` have no bound, so their figures depend on the smallest t that was drawn.
 
     python -m benchmarks.estimator_variance --path text8.gz --minutes 8
 """
