@@ -44,7 +44,7 @@ class SudokuCsv(Boards):
     x_NxL, given_NxL = (np.concatenate(part) for part in zip(*parts, strict=True))
     is_valid_N = hash_fraction(x_NxL, seed) < valid_fraction
     require(
-      0 < np.count_nonzero(is_valid_N) < len(x_NxL),
+      0 < int(is_valid_N.sum()) < len(x_NxL),
       f"no puzzle for train or valid among {len(x_NxL)}: change it, or read more puzzles",
       valid_fraction=valid_fraction,
     )
