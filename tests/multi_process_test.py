@@ -61,7 +61,7 @@ def make_config(path):
 class Pod:
   """Commands that are the processes of one run."""
 
-  def __init__(self, server, workdir, count, *, steps, fsdp=2):
+  def __init__(self, server, workdir, count, *, steps, fsdp=2, tensor=1):
     arguments = [
       "--config=configs/text8.py",
       f"--config.data.path={server.folder}/words.txt",
@@ -69,6 +69,7 @@ class Pod:
       f"--config.run.steps={steps}",
       "--config.run.then=()",
       f"--config.mesh.fsdp={fsdp}",
+      f"--config.mesh.tensor={tensor}",
       *(f"--config.{key}={value}" for key, value in SETTINGS.items()),
     ]
     port = free_port()
@@ -149,7 +150,7 @@ def four(server, stopped, tmp_path_factory):
   for step in saved_steps(workdir):
     if step > 7:
       shutil.rmtree(workdir / f"checkpoints/{step}")
-  return workdir, Pod(server, workdir, 4, steps=STEPS, fsdp=4).succeed()
+  return workdir, Pod(server, workdir, 4, steps=STEPS, fsdp=4, tensor=2).succeed()
 
 
 def saved_state(workdir, step):
