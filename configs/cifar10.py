@@ -45,15 +45,7 @@ def get_config(variant: str = "small"):
   config.network.update({"dropout": 0.1})
   config.sampler.update({"steps": 256, "count": 16})
   config.run.then = ("evaluate", "sample")
-  config.evaluators.fid = ConfigDict(
-    {
-      "weights_path": "",
-      "count": 50_000,
-      "split": "train",
-      "statistics": "",
-      "limit": common.placeholder(int),
-    }
-  )
+  config.evaluators.fid = ConfigDict(common.fid())
   if variant == "small":
     config.network.update({"width": 64, "depth": 2, "patch": 2, "head_width": 32, "ordinal": True})
     config.network.update({"embedding_width": 16, "condition_width": 64})

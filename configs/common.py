@@ -172,6 +172,17 @@ def unet() -> dict[str, Any]:
   }
 
 
+def fid() -> dict[str, Any]:
+  """The evaluator of images in colour; it measures nothing until it has weights."""
+  return {
+    "weights_path": "",
+    "count": 50_000,
+    "split": "train",
+    "statistics": "",
+    "limit": placeholder(int),
+  }
+
+
 def unknown_variant(variant: str, known: list[str]) -> ValueError:
   """The error for a variant that a config does not have."""
   return ValueError(f"there is no variant '{variant}'; this config has: {', '.join(known)}")

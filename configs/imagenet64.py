@@ -48,15 +48,7 @@ def get_config(variant: str = "small"):
   config.network = ConfigDict(common.unet())
   config.sampler.update({"steps": 256, "count": 16})
   config.run.then = ("evaluate", "sample")
-  config.evaluators.fid = ConfigDict(
-    {
-      "weights_path": "",
-      "count": 50_000,
-      "split": "train",
-      "statistics": "",
-      "limit": common.placeholder(int),
-    }
-  )
+  config.evaluators.fid = ConfigDict(common.fid())
   if variant == "small":
     config.network.update({"width": 96, "depth": 2, "patch": 4, "head_width": 32, "ordinal": True})
     config.network.update({"embedding_width": 8, "time_conditioning": False, "dropout": 0.1})
