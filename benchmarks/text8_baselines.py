@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +23,6 @@ import numpy as np
 
 from benchmarks import timing, trainings
 from configs import text8
-from md4vmd import evaluate, train
 
 _SEES_TIME = {"network.time_conditioning": True, "network.condition_width": 64}
 _INTEGRAL = _SEES_TIME | {"objective.estimator": "time"}
@@ -42,6 +39,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "md4_poly": ("small", _INTEGRAL | {"schedule.name": "poly", "schedule.power": 2.0}),
   "sedd": ("sedd", {}),
   "d3pm": ("d3pm", {}),
+}
+# For `benchmarks.vmd_text8`.
+WITH_LATENT: dict[str, tuple[str, dict[str, Any]]] = {
+  "vmd": ("vmd", {}),
+  # `global` without a latent is MD4.
+  "matched": ("vmd", {"latent.switched_off": True, "objective.form": "global"}),
 }
 ABOUT = {
   "md4": "count, does not see t",
@@ -74,7 +77,7 @@ class Job(NamedTuple):
 
 def config(job: Job) -> Any:
   """The shipped config of the model's variant at the benchmark's size."""
-  variant, changes = MODELS[job.model]
+  variant, changes = (MODELS | WITH_LATENT)[job.model]
   made = text8.get_config(variant)
   made.seed = job.seed
   made.data.update({"path": job.path, "valid_path": job.valid_path, "length": 64})
@@ -111,18 +114,8 @@ def planned(options: argparse.Namespace, models: Sequence[str], seeds: int) -> l
 
 
 def finish(job: Job) -> dict[str, Any]:
-  """Figures of a job: those on disk, or new ones from a training that goes on where it stopped."""
-
-  def compute():
-    made, start = config(job), time.process_time()
-    train.train(made, job.workdir)
-    trained = time.process_time()
-    evaluate.evaluate(made, job.workdir)
-    name = f"{made.run.steps}-likelihood.json"
-    figures = json.loads((job.workdir / "eval" / name).read_text())
-    return figures | {"steps": made.run.steps, "train_cpu_seconds": trained - start}
-
-  return trainings.kept(job.workdir, compute)
+  """Figures of a job, see `trainings.finished`."""
+  return trainings.finished(config(job), job.workdir)
 
 
 HEADER = ("model", "bits/char", "s.e.", "over seeds", "steps", "CPU s", "note")

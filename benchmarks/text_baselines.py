@@ -13,15 +13,12 @@ Finished models are kept in --folder, so that a run that was stopped goes on whe
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 from benchmarks import timing, trainings
 from configs import owt
-from md4vmd import evaluate, train
 
 _SEES_TIME = {"network.time_conditioning": True, "network.condition_width": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -79,20 +76,8 @@ def config(job: Job) -> Any:
 
 
 def finish(job: Job) -> dict[str, Any]:
-  """Figures of a job: those on disk, or new ones from a training that goes on where it stopped."""
-
-  def compute():
-    made, start = config(job), time.process_time()
-    train.train(made, job.workdir)
-    trained = time.process_time()
-    evaluate.evaluate(made, job.workdir)
-    figures = {}
-    for name in made.evaluators:
-      file = job.workdir / "eval" / f"{made.run.steps}-{name}.json"
-      figures |= json.loads(file.read_text())
-    return figures | {"steps": made.run.steps, "train_cpu_seconds": trained - start}
-
-  return trainings.kept(job.workdir, compute)
+  """Figures of a job, see `trainings.finished`."""
+  return trainings.finished(config(job), job.workdir)
 
 
 HEADER = ("model", "text", "perplexity", "+-", "bits/token", "ppl/word", "scored", "dropped")

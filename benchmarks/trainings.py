@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
-from md4vmd import build, data, partitioning, train, train_state
+from md4vmd import build, data, evaluate, partitioning, train, train_state
 
 
 def on_cores(
@@ -79,14 +79,39 @@ def seconds_per_step(configs: Mapping[str, Any], steps_at_once: int = 10) -> dic
   return {name: float(np.median(each)) / steps_at_once for name, each in seconds.items()}
 
 
-def kept(workdir: pathlib.Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-  """Figures in workdir/result.json; where there are none, those of `compute`, its prints logged."""
+def finished(
+  made: Any, workdir: pathlib.Path, others: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Figures of a config's trained model, by all its evaluators: those on disk, or new ones.
+
+  A training that was stopped goes on where it was; its prints are in workdir/log.txt. CPU seconds
+  are those of this process, so they lack what a stopped one had used.
+
+  Args:
+    made: the config.
+    workdir: of the run.
+    others: configs of the same network that evaluate it once more; their names are put before the
+      names of their figures.
+  """
   result = workdir / "result.json"
   if result.exists():
     return json.loads(result.read_text())
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-    figures = compute()
+    start = time.process_time()
+    train.train(made, workdir)
+    trained = time.process_time()
+    figures: dict[str, Any] = {}
+    for prefix, judge in {"": made, **(others or {})}.items():
+      evaluate.evaluate(judge, workdir)
+      for name in judge.evaluators:
+        record = json.loads((workdir / "eval" / f"{made.run.steps}-{name}.json").read_text())
+        figures |= {prefix + key: value for key, value in record.items()}
+  figures |= {
+    "steps": made.run.steps,
+    "train_cpu_seconds": trained - start,
+    "evaluate_cpu_seconds": time.process_time() - trained,
+  }
   partial = result.with_suffix(".partial")
   partial.write_text(json.dumps(figures))
   os.replace(partial, result)

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import timing, trainings
 from configs import synthetic
-from md4vmd import evaluate, train
 
 LATENTS = ("none", "matched", "gaussian", "mixture", "categorical")
 
@@ -98,20 +95,8 @@ def config(job: Job) -> Any:
 
 
 def finish(job: Job) -> dict[str, Any]:
-  """Figures of a job: those on disk, or new ones from a training that goes on where it stopped."""
-
-  def compute():
-    made, start = config(job), time.process_time()
-    train.train(made, job.workdir)
-    trained = time.process_time()
-    evaluate.evaluate(made, job.workdir)
-    figures = json.loads((job.workdir / "eval" / f"{made.run.steps}-blocks.json").read_text())
-    return figures | {
-      "train_cpu_seconds": trained - start,
-      "evaluate_cpu_seconds": time.process_time() - trained,
-    }
-
-  return trainings.kept(job.workdir, compute)
+  """Figures of a job, see `trainings.finished`."""
+  return trainings.finished(config(job), job.workdir)
 
 
 def measure(

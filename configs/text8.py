@@ -59,6 +59,7 @@ def get_config(variant: str = "small"):
     config.objective.update({"name": "vmd", "form": "step", "step_counts": (8, 16, 32, 64)})
     config.objective.update({"kl_hold": 200, "kl_warmup": 800})
     config.evaluators.latent = {}
+    config.evaluators.text_samples = {"calls": (8, 16, 32, 64), "count": 64}
     config.sampler.steps = 32
   if variant == "ar":
     config.objective.name = "ar"

@@ -229,6 +229,36 @@ def test_a_limit_scores_the_first_puzzles_alone(puzzles):
   assert figures["valid/puzzles"] == 5
 
 
+@pytest.fixture(scope="module")
+def several():
+  """A model of puzzles of three clues, each in valid once per solution."""
+  config = shrunken.config("sudoku", "4x4-several")
+  return build.model(config)
+
+
+def test_the_coverage_of_one_answer_per_puzzle_is_one_over_its_solutions(several):
+  figures = run(solver(several, sudoku_rules.all_grids_4x4(), orders=("margin",), calls=(12,)))
+  source = several.dataset.split("valid")
+  puzzles = [
+    np.where(item["given"], item["x"], 4).tobytes()
+    for item in map(source.__getitem__, range(len(source)))
+  ]
+  rows = np.array([puzzles.count(puzzle) for puzzle in dict.fromkeys(puzzles)])
+  assert rows.max() > rows.min() > 1
+  assert figures["valid/puzzles"] == len(rows)
+  assert figures["valid/solved_margin_nfe12"] == 1.0
+  assert figures["valid/coverage_margin_nfe12"] == pytest.approx(np.mean(1 / rows))
+
+
+def test_draws_from_the_data_cover_what_is_expected_of_them(several):
+  settings = {"orders": ("ancestral",), "calls": (200,), "temperature": 1.0}
+  figures = run(solver(several, sudoku_rules.all_grids_4x4(), **settings))
+  assert figures["valid/solved_ancestral_nfe200"] > 0.9
+  assert figures["valid/coverage_ancestral_nfe200"] == pytest.approx(
+    figures["valid/coverage_exact"], abs=0.1
+  )
+
+
 def test_a_split_without_clues_is_refused(puzzles):
   grids = data.TABLE["sudoku"](size=4)
   model = dataclasses.replace(

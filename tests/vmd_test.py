@@ -194,11 +194,14 @@ def test_the_evaluated_objective_is_a_bound_for_every_form(form):
 # --- gradients ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("step", [2, 1], ids=["charged", "warming up"])
 @pytest.mark.parametrize("exact", [True, False], ids=["codes", "posterior"])
-def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, x64):
+def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, step, x64):
   """Against jax.grad of the formula written plainly, through a Gaussian posterior or a table.
 
-  For a table the denoiser's gradient is a draw of its exact posterior's: the same in the mean.
+  Half-way through the warm-up the ratio of prior to proposal, uniform for a table, counts to the
+  power 1/2 where all is masked. For a table the denoiser's gradient is a draw of its exact
+  posterior's: the same in the mean.
   """
   rng = np.random.default_rng(0)
   params = {
@@ -222,12 +225,13 @@ def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, x64):
 
     return ModelFns(denoise, None if exact else encode, prior)
 
-  objective = VMD(Linear(), V, "jump", samples=3, all_masked=0.5)
+  objective = VMD(Linear(), V, "jump", samples=3, all_masked=0.5, kl_warmup=2)
   x_BxL = np.array([[2, 0, 1], [1, 1, 0], [0, 2, 2], [1, 0, 1]])
   batch = toys.make_batch(x_BxL)
   draws = objective.draw(rngs.batch_noise(jax.random.key(1), 4), batch)
   masked_BxL = MD4(Linear(), V).is_masked(batch, draws)
   assert len(set(masked_BxL.sum(-1).tolist())) > 1
+  charge_Bx1 = np.where(masked_BxL.all(-1, keepdims=True), step / 2, 1.0)
 
   def plain(params):
     model = fns(params)
@@ -235,20 +239,21 @@ def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, x64):
     if exact:
       support = prior.support()
       z_BxKxGxZ = jnp.tile(support.z_JxZ[None, :, None], (4, 1, 1, 1))
-      log_ratio_BxK = support.log_p_BxGxJ[:, 0]
+      log_ratio_BxK = support.log_p_BxGxJ[:, 0] + jnp.log(2)
     else:
       posterior = model.encode(batch.x_BxL, None, None)
       z_BxKxGxZ = posterior.sample(rngs.fold_each(draws.key_B, 1), 3)
       log_ratio_BxK = (prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ))[..., 0]
-      log_ratio_BxK -= jnp.log(3)
+    proposals = log_ratio_BxK.shape[1]
     logits = jnp.einsum("bkz,zlv->bklv", z_BxKxGxZ[:, :, 0], params["out"])
     log_mu = jnp.take_along_axis(
       jax.nn.log_softmax(logits), batch.x_BxL[:, None, :, None], axis=-1
     )[..., 0]
     log_mu_BxK = (log_mu * masked_BxL[:, None]).sum(-1)
-    return -jax.nn.logsumexp(log_ratio_BxK + log_mu_BxK, axis=1).sum()
+    log_w_BxK = charge_Bx1 * log_ratio_BxK - jnp.log(proposals) + log_mu_BxK
+    return -jax.nn.logsumexp(log_w_BxK, axis=1).sum()
 
-  ours = lambda params: objective.loss(fns(params), batch, draws, step=jnp.zeros((), int)).loss
+  ours = lambda params: objective.loss(fns(params), batch, draws, step=jnp.int32(step)).loss
   (value, grads), (expected, plain_grads) = (
     jax.jit(jax.value_and_grad(function))(params) for function in (ours, plain)
   )
@@ -263,7 +268,7 @@ def test_the_gradient_is_that_of_the_log_of_the_sum_over_latents(exact, x64):
   @jax.vmap
   def drawn(key):
     fresh = dataclasses.replace(draws, key_B=jax.random.split(key, 4))
-    loss = lambda params: objective.loss(fns(params), batch, fresh, step=jnp.zeros((), int)).loss
+    loss = lambda params: objective.loss(fns(params), batch, fresh, step=jnp.int32(step)).loss
     return jax.grad(loss)(params)["out"]
 
   out_N = np.asarray(drawn(jax.random.split(jax.random.key(2), 2000)))

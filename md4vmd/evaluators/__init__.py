@@ -9,6 +9,7 @@ from md4vmd.evaluators.importance_weighted import ImportanceWeighted
 from md4vmd.evaluators.latent import LatentUse
 from md4vmd.evaluators.likelihood import Likelihood
 from md4vmd.evaluators.sudoku import Sudoku
+from md4vmd.evaluators.text_samples import TextSamples
 from md4vmd.evaluators.token_power import TokenPower
 from md4vmd.evaluators.zero_shot import ZeroShot
 
@@ -20,6 +21,7 @@ TABLE = {
   "importance_weighted": ImportanceWeighted,
   "latent": LatentUse,
   "sudoku": Sudoku,
+  "text_samples": TextSamples,
   "token_power": TokenPower,
   "zero_shot": ZeroShot,
   "answers": Answers,

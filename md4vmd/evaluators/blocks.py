@@ -121,7 +121,8 @@ class Blocks:
       states = self._states(visible)
       order = sorted(sets)
       is_revealed_RxL = np.array([np.isin(np.arange(self.x_MxL.shape[1]), r) for r in order])
-      count = max(1, min(_SEQUENCES_AT_ONCE, self.draws) // len(states.zt_UxL))
+      at_once = min(_SEQUENCES_AT_ONCE, -(-self.draws // _FOLDS))
+      count = -(-at_once // len(states.zt_UxL))
       rounds = -(-self.draws // (count * len(states.zt_UxL) * _FOLDS)) * _FOLDS
       sums_FxKxMxR = np.zeros((_FOLDS, 2, len(self.x_MxL), len(order)))
       for i in range(rounds):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from md4vmd import build, data, partitioning, rngs, steps, weights
+from md4vmd import build, partitioning, rngs, steps, weights
 from md4vmd.evaluators import walk
 from md4vmd.networks import inception
 
@@ -89,7 +89,7 @@ class FID:
       samples = self._sample(params, batch, key)
       return self._features(self._params, samples.x_BxL), samples.calls_B
 
-    blank = _Blank(self.count, self.model.dataset)
+    blank = walk.Blank(self.count, self.model.dataset)
     features_NxF, calls_N = walk.over(self.model, blank, draw)
     if self._reference is None:
       look = lambda batch: self._features(self._params, batch.x_BxL)
@@ -100,21 +100,6 @@ class FID:
       "samples/network_calls_mean": float(calls_N.mean()),
       "convention": f"FID of pt_inception-2015-12-05, {self.count} samples against {self.about}",
     }
-
-
-class _Blank:
-  """Examples of which nothing is known but their class."""
-
-  def __init__(self, count: int, dataset: data.Dataset):
-    self._count, self._dataset = count, dataset
-
-  def __len__(self) -> int:
-    return self._count
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    x_L = np.full(self._dataset.length, self._dataset.vocab_size, np.int32)
-    label = {"label": np.int32(index % self._dataset.classes)} if self._dataset.classes else {}
-    return {"x": x_L, **label}
 
 
 def moments(features_NxF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,10 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from md4vmd import build, rngs, samplers, steps
+from md4vmd.data.sudoku import blank_out
 from md4vmd.data.sudoku_rules import is_solved
 from md4vmd.evaluators import walk
 
@@ -15,12 +17,16 @@ from md4vmd.evaluators import walk
 class Sudoku:
   """A puzzle is solved if the grid obeys the rules and keeps the clues.
 
+  A puzzle that stands in the split several times, once per solution, is filled as many times; the
+  solved share is its mean. Its coverage is the number of different solutions found over the number
+  of times; `coverage_exact` is what draws from the data itself are expected to cover.
+
   Args:
     model: what the config built; its dataset holds boards.
     splits: splits with clues.
     orders: names of samplers.
     calls: numbers of network calls (NFE); "ancestral" may need fewer.
-    limit: puzzles per split, the first ones; None takes all.
+    limit: examples per split, the first ones; None takes all.
     temperature: of the digits; 0 takes the most probable one.
     grid: grid of times, which decides how many cells each call fills.
   """
@@ -57,7 +63,8 @@ class Sudoku:
     }
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
-    """Solved share per split, order and number of calls; mean number of clues; puzzles."""
+    """Solved share per split, order and number of calls; coverage where puzzles stand several
+    times; mean number of clues; puzzles."""
     del step
     figures: dict[str, Any] = {}
     for split in self.splits:
@@ -77,9 +84,22 @@ class Sudoku:
       return boards, batch.x_BxL, batch.given_BxL
 
     boards, x_NxL, given_NxL = walk.over(self.model, source, measure, limit=self.limit)
-    clues, puzzles = int(given_NxL.sum()), len(x_NxL)
-    figures = {
-      f"{split}/solved_{order}_nfe{count}": float(is_solved(board_NxL, x_NxL, given_NxL).mean())
-      for (order, count), board_NxL in boards.items()
+    _, puzzle_N, rows_P = np.unique(
+      blank_out(x_NxL, given_NxL), axis=0, return_inverse=True, return_counts=True
+    )
+    puzzle_N, figures = puzzle_N.reshape(-1), {}
+    for (order, count), board_NxL in boards.items():
+      name = f"{order}_nfe{count}"
+      solved_N = is_solved(board_NxL, x_NxL, given_NxL)
+      solved_P = np.bincount(puzzle_N, solved_N) / rows_P
+      figures[f"{split}/solved_{name}"] = float(solved_P.mean())
+      if rows_P.max() > 1:
+        found = np.unique(np.column_stack([puzzle_N, board_NxL])[solved_N], axis=0)
+        distinct_P = np.bincount(found[:, 0], minlength=len(rows_P))
+        figures[f"{split}/coverage_{name}"] = float(np.mean(distinct_P / rows_P))
+    if rows_P.max() > 1:
+      figures[f"{split}/coverage_exact"] = float(np.mean(1.0 - (1.0 - 1.0 / rows_P) ** rows_P))
+    return figures | {
+      f"{split}/puzzles": len(rows_P),
+      f"{split}/clues_mean": float(given_NxL.sum() / len(x_NxL)),
     }
-    return figures | {f"{split}/puzzles": puzzles, f"{split}/clues_mean": clues / puzzles}

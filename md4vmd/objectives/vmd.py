@@ -92,7 +92,8 @@ class VMD:
     all_masked: share of jumps that start from all tokens masked; the others mask a number of
       tokens that is uniform.
     blocks: equal stretches of the sequence that are decoded from left to right; for `jump`.
-    kl_hold: training steps at the start in which the divergence has weight 0 in the loss.
+    kl_hold: training steps at the start in which the divergence has weight 0 in the loss; of an
+      enumerated latent, in which all values count as equally probable.
     kl_warmup: steps after them in which it rises to 1.
     free_nats: divergence per latent that the loss does not charge (arXiv 1606.04934).
     block_size: tokens of a block of block diffusion, as of `MD4`; for `global`. Every block has a
@@ -292,7 +293,7 @@ class VMD:
     else:
       prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
       score = (
-        self._score_enumerated(decode, terms, prior, draws.key_B)
+        self._score_enumerated(decode, terms, prior, draws.key_B, charge_BxG)
         if fns.encode is None
         else self._score_sampled(decode, fns, batch, terms, prior, draws.key_B, charge_BxG)
       )
@@ -345,11 +346,13 @@ class VMD:
     value = jnp.sum(weight_BxG * bound_BxG(charge_Bx1xG))
     return _with_slope_of(slope, value), weight_BxG * bound_BxG(1.0), parts_BxG
 
-  def _score_enumerated(self, decode, terms, prior, key_B):
+  def _score_enumerated(self, decode, terms, prior, key_B, charge_BxG):
     """All values of z: -log sum_z p(z) prod mu(z).
 
     Its gradient in the denoiser is that of -log prod mu(z), averaged over the exact posterior of
-    z; one draw of it spares the backward pass of all other values and has the same mean.
+    z; one draw of it spares the backward pass of all other values and has the same mean. A charge
+    below 1 takes (J p(z))^charge / J for p(z), J the number of values: no value is given up before
+    the denoiser has found a use for it.
     """
     if self.form in ("global", "paper"):
       raise ValueError(
@@ -361,21 +364,24 @@ class VMD:
     z_JxGxZ = jnp.broadcast_to(z_JxZ[:, None], (*log_p_BxJxG.shape[1:], z_JxZ.shape[1]))
     every_BxJxGxZ = jnp.broadcast_to(z_JxGxZ[None], (len(log_p_BxJxG), *z_JxGxZ.shape))
     nats_BxJxG = decode(every_BxJxGxZ).nats(log_p_BxJxG.shape)
-    log_w_BxJxG = jax.lax.stop_gradient(log_p_BxJxG) - nats_BxJxG
-    bound_BxG = -jax.nn.logsumexp(log_w_BxJxG, axis=1)
-    log_posterior_BxJxG = log_w_BxJxG + bound_BxG[:, None]
-    posterior_BxJxG = jnp.exp(log_posterior_BxJxG)
+    fixed_BxJxG = jax.lax.stop_gradient(log_p_BxJxG)
+    log_count, charge_Bx1xG = jnp.log(log_p_BxJxG.shape[1]), charge_BxG[:, None]
+    log_w = lambda charge: charge * (fixed_BxJxG + log_count) - log_count - nats_BxJxG
+    charged_BxJxG, exact_BxJxG = log_w(charge_Bx1xG), log_w(1.0)
     pick = lambda key, log_JxG: jax.random.categorical(key, log_JxG, axis=0)
-    chosen_BxG = jax.vmap(pick)(rngs.fold_each(key_B, 2), log_posterior_BxJxG)
+    chosen_BxG = jax.vmap(pick)(rngs.fold_each(key_B, 2), charged_BxJxG)
     slope, _ = decode(z_JxZ[chosen_BxG][:, None]).nll(weight_BxG[:, None])
-    slope -= jnp.sum(weight_BxG[:, None] * posterior_BxJxG * log_p_BxJxG)
-    kl_BxJxG = posterior_BxJxG * (log_posterior_BxJxG - jax.lax.stop_gradient(log_p_BxJxG))
+    share_BxJxG = weight_BxG[:, None] * jax.nn.softmax(charged_BxJxG, axis=1)
+    slope -= jnp.sum(share_BxJxG * charge_Bx1xG * log_p_BxJxG)
+    value = -jnp.sum(weight_BxG * jax.nn.logsumexp(charged_BxJxG, axis=1))
+    log_posterior_BxJxG = jax.nn.log_softmax(exact_BxJxG, axis=1)
+    posterior_BxJxG = jnp.exp(log_posterior_BxJxG)
     parts_BxG = {
       "diffusion": weight_BxG * jnp.sum(posterior_BxJxG * nats_BxJxG, axis=1),
-      "kl": weight_BxG * kl_BxJxG.sum(1),
+      "kl": weight_BxG * jnp.sum(posterior_BxJxG * (log_posterior_BxJxG - fixed_BxJxG), axis=1),
     }
-    nelbo_BxG = weight_BxG * bound_BxG
-    return _with_slope_of(slope, nelbo_BxG.sum()), nelbo_BxG, parts_BxG
+    nelbo_BxG = -weight_BxG * jax.nn.logsumexp(exact_BxJxG, axis=1)
+    return _with_slope_of(slope, value), nelbo_BxG, parts_BxG
 
   def _masked(self, batch, draws):
     """(what is masked, those of them that are scored)."""
