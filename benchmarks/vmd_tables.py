@@ -85,9 +85,12 @@ def config(job: Job) -> Any:
   if job.latent == "mixture":
     made.latent.components = modes // 2 - 1  # fewer than half the modes
   if job.latent == "categorical":
-    # Every code is a forward and backward pass of its own.
-    made.latent.prior = "conditional"
-    made.run.batch_size = 16
+    # Large codes drown out visible tokens; a prior that is learned at once gives codes up that
+    # modes could still have had to themselves.
+    made.latent.update({"prior": "conditional", "scale": 1.5})
+    made.objective.update({"kl_hold": made.run.steps * 2 // 3, "kl_warmup": made.run.steps // 10})
+    made.objective.all_masked = 0.6 if max(job.calls) == 1 else 0.2
+    made.run.batch_size = 24  # each example is a forward pass for every code
     if modes == 100:
       made.latent.update({"codes": 2, "classes": 12})
       made.run.batch_size = 8

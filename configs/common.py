@@ -86,6 +86,7 @@ def base() -> Any:
       "blocks": placeholder(int),
       "kl_hold": placeholder(int),
       "kl_warmup": placeholder(int),
+      "kl_warmup_masks": placeholder(str),
       "free_nats": placeholder(float),
     }
   )

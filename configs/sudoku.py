@@ -66,6 +66,7 @@ def get_config(variant: str = "4x4"):
     config.network.update({"condition_width": 64, "open_gates": True})
     config.latent.update({"name": "gaussian", "width": 16, "reader_depth": 2})
     config.objective.update({"name": "vmd", "form": "jump", "kl_hold": 1000, "kl_warmup": 1500})
+    config.objective.kl_warmup_masks = "all"  # over whole masks alone, this latent collapses
     config.evaluators.sudoku.update({"orders": ("top_prob",), "calls": (1, 2, 5)})
     config.evaluators.latent = {}
   return config

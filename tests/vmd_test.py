@@ -478,9 +478,11 @@ def test_the_divergence_warms_up_on_whole_masks_alone():
   for step, expected in [(0, 0.0), (10, 0.0), (20, 0.5), (30, 1.0), (99, 1.0)]:
     charge_B = np.asarray(objective._kl_charge(jnp.int32(step), batch, masked_BxL, draws))[:, 0]
     np.testing.assert_allclose(charge_B, np.where(is_whole_B, expected, 1.0))
-    held = dataclasses.replace(objective, form="global")  # one z for all masks, so all warm up
-    charge_BxG = held._kl_charge(jnp.int32(step), batch, masked_BxL, draws)
-    np.testing.assert_allclose(charge_BxG, np.full((64, 1), expected))
+    # One z for all masks, or by choice: all warm up.
+    for change in ({"form": "global"}, {"kl_warmup_masks": "all"}):
+      held = dataclasses.replace(objective, **change)
+      charge_BxG = held._kl_charge(jnp.int32(step), batch, masked_BxL, draws)
+      np.testing.assert_allclose(charge_BxG, np.full((64, 1), expected))
 
 
 def test_a_block_without_free_tokens_costs_nothing(x64):

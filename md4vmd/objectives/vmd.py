@@ -95,6 +95,8 @@ class VMD:
     kl_hold: training steps at the start in which the divergence has weight 0 in the loss; of an
       enumerated latent, in which all values count as equally probable.
     kl_warmup: steps after them in which it rises to 1.
+    kl_warmup_masks: which masks that concerns in the forms that draw z again for every mask:
+      "whole" ones alone, or "all".
     free_nats: divergence per latent that the loss does not charge (arXiv 1606.04934).
     block_size: tokens of a block of block diffusion, as of `MD4`; for `global`. Every block has a
       latent and pays its divergence: the bound is sum_b {E_q(z_b|x)[MD4's loss of x_b given x_<b
@@ -114,6 +116,7 @@ class VMD:
   blocks: int = 1
   kl_hold: int = 0
   kl_warmup: int = 0
+  kl_warmup_masks: str = "whole"
   free_nats: float = 0.0
   block_size: int | None = None
 
@@ -140,6 +143,10 @@ class VMD:
         f"blocks is {self.blocks}; it must be at least 1, and 1 for forms other than 'jump'",
       ),
       (0 <= self.all_masked <= 1, f"all_masked is {self.all_masked}; it must be in [0, 1]"),
+      (
+        self.kl_warmup_masks in ("whole", "all"),
+        f"kl_warmup_masks is '{self.kl_warmup_masks}'; it must be 'whole' or 'all'",
+      ),
       (
         min(self.kl_hold, self.kl_warmup, self.free_nats) >= 0,
         "kl_hold, kl_warmup and free_nats must not be negative",
@@ -430,15 +437,15 @@ class VMD:
   def _kl_charge(self, step, batch, scored_BxL, draws):
     """charge_BxG, the weight of the divergence in the loss at a training step.
 
-    It rises. In the forms that draw z again for every mask, it does so only where a block is masked
-    as a whole: where some of it is visible it is 1 from the start, or the denoiser would learn to
-    read z instead of the visible tokens.
+    It rises. In the forms that draw z again for every mask, it does so by default only where a
+    block is masked as a whole: where some of it is visible it is 1 from the start, or the denoiser
+    could learn to read z instead of the visible tokens.
     """
     ones_BxG = jnp.ones_like(draws.weight_BxG)
     if self.kl_hold + self.kl_warmup == 0:
       return ones_BxG
     charge = jnp.clip((step - self.kl_hold) / max(self.kl_warmup, 1), 0.0, 1.0)
-    if self.form in ("global", "paper"):
+    if self.form in ("global", "paper") or self.kl_warmup_masks == "all":
       return charge * ones_BxG
     free_BxL = batch.free_BxL
     if draws.block_B is not None:
