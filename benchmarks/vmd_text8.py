@@ -21,23 +21,30 @@ MODELS = ("md4", "matched", "vmd")
 CALLS = (8, 16, 32, 64)
 
 
-def finish(job: text8_baselines.Job) -> dict[str, Any]:
-  """Figures of a job: of its samples and its latent, and T<calls>/ of its bounds."""
+def config(job: text8_baselines.Job) -> Any:
+  """The config of a model, with the evaluators of its samples and its latent."""
   made = text8_baselines.config(job)
   made.sampler.grid = "uniform"
   use = {"latent": {}} if job.model == "vmd" else {}
   made.evaluators = {"text_samples": {"calls": CALLS, "count": 256}, **use}
-  bounds = {f"T{calls}/": _at(made.copy_and_resolve_references(), calls) for calls in CALLS}
-  return trainings.finished(made, job.workdir, bounds)
+  return made
 
 
-def _at(made: Any, calls: int) -> Any:
-  """The config that evaluates the bound of the sampler with so many steps."""
+def at_steps(made: Any, calls: int) -> Any:
+  """A copy that evaluates the bound of the sampler with so many steps."""
+  made = made.copy_and_resolve_references()
   made.evaluators = {"likelihood": {"split": "valid", "draws": 16, "limit": 1000}}
   made.sampler.steps = calls
   if made.objective.name == "md4" or made.latent.switched_off:
     made.objective.update({"estimator": "steps", "steps": calls})
   return made
+
+
+def finish(job: text8_baselines.Job) -> dict[str, Any]:
+  """Figures of a job: of its samples and its latent, and T<calls>/ of its bounds."""
+  made = config(job)
+  bounds = {f"T{calls}/": at_steps(made, calls) for calls in CALLS}
+  return trainings.finished(made, job.workdir, bounds)
 
 
 HEADER = (
