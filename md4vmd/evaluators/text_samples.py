@@ -43,7 +43,7 @@ class TextSamples:
       raise ValueError("evaluators.text_samples needs characters; set run.evaluators to the others")
     if count < 1 or min(calls, default=0) < 1:
       raise ValueError(f"evaluators.text_samples: count {count} and calls {calls} must be positive")
-    self.model, self.dataset, self.count, self.order = model, model.dataset, count, order
+    self.model, self.dataset, self.count = model, model.dataset, count
     self._samplers = {
       steps_taken: jax.jit(
         functools.partial(
@@ -58,7 +58,6 @@ class TextSamples:
       )
       for steps_taken in calls
     }
-
     self._ngrams = Ngrams(self.dataset.train_tokens_N, self.dataset.vocab_size, order)
     self._words = _words(self.dataset)
 
@@ -73,10 +72,9 @@ class TextSamples:
       figures |= self._judge(f"T{calls}", samples.x_BxL)
       figures[f"T{calls}/network_calls_mean"] = float(samples.calls_B.mean())
     source = self.dataset.split("valid")
-    whole = len(source) - 1  # the last piece may be padded
-    figures |= self._judge(
-      "valid", np.stack([source[i]["x"] for i in range(min(self.count, whole))])
-    )
+    whole = max(1, len(source) - 1)  # the last piece may be padded
+    real_BxL = np.stack([source[i]["x"] for i in range(min(self.count, whole))])
+    figures |= self._judge("valid", real_BxL)
     return figures | {
       "convention": f"{self.count} samples, {self.model.sampling.grid} grid; words of the training "
       f"text; {self._ngrams.order}-grams of it, Witten-Bell"
@@ -97,8 +95,7 @@ def _words(dataset: Text) -> set[str]:
   words: set[str] = set()
   left = ""
   for start in range(0, len(dataset.train_tokens_N), _PIECE):
-    *whole, left = (left + dataset.decode(dataset.train_tokens_N[start : start + _PIECE])).split(
-      " "
-    )
+    piece = dataset.decode(dataset.train_tokens_N[start : start + _PIECE])
+    *whole, left = (left + piece).split(" ")
     words.update(whole)
   return words | {left}
