@@ -85,16 +85,27 @@ def config(job: Job) -> Any:
   if job.latent == "mixture":
     made.latent.components = modes // 2 - 1  # fewer than half the modes
   if job.latent == "categorical":
-    # Large codes drown out visible tokens; a prior that is learned at once gives codes up that
-    # modes could still have had to themselves.
-    made.latent.update({"prior": "conditional", "scale": 1.5})
+    _with_codes(made, job, modes)
+  return made
+
+
+def _with_codes(made: Any, job: Job, modes: int) -> None:
+  """Sets up codes of which every one is a forward pass of its own.
+
+  Large codes drown out visible tokens; a prior that is learned at once gives codes up that modes
+  could still have had to themselves.
+  """
+  made.latent.update({"prior": "conditional", "scale": 1.5})
+  made.run.batch_size = 24
+  if job.data == "d2":
+    made.objective.update({"all_masked": 0.3, "kl_hold": 1500, "kl_warmup": 500})
+  else:
     made.objective.update({"kl_hold": made.run.steps * 2 // 3, "kl_warmup": made.run.steps // 10})
     made.objective.all_masked = 0.6 if max(job.calls) == 1 else 0.2
-    made.run.batch_size = 24  # each example is a forward pass for every code
-    if modes == 100:
-      made.latent.update({"codes": 2, "classes": 12})
-      made.run.batch_size = 8
-  return made
+  if modes == 100:
+    made.latent.update({"codes": 2, "classes": 12, "scale": 3.0})
+    made.objective.update({"all_masked": 0.4, "kl_hold": 2000, "kl_warmup": 1000})
+    made.run.update({"batch_size": 12, "steps": 5000})
 
 
 def finish(job: Job) -> dict[str, Any]:
