@@ -63,10 +63,12 @@ def get_config(variant: str = "4x4"):
     "limit": 1000 if variant == "4x4" else None,  # None: all solutions of a puzzle, for coverage
   }
   if variant == "vmd":
-    config.network.update({"condition_width": 64, "open_gates": True})
+    config.network.update({"depth": 3, "condition_width": 64, "open_gates": True})
     config.latent.update({"name": "gaussian", "width": 16, "reader_depth": 2})
+    config.latent.prior = "conditional"  # what z may be depends on the clues
     config.objective.update({"name": "vmd", "form": "jump", "kl_hold": 1000, "kl_warmup": 1500})
     config.objective.kl_warmup_masks = "all"  # over whole masks alone, this latent collapses
+    config.run.batch_size = 64
     config.evaluators.sudoku.update({"orders": ("top_prob",), "calls": (1, 2, 5)})
     config.evaluators.latent = {}
   return config
