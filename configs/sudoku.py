@@ -3,8 +3,8 @@
 Variants:
   4x4 (default): 4 to 6 clues, one solution; 58 of the 288 grids are held out altogether.
   4x4-several: 3 clues and any number of solutions, whose exact entropy is known.
-  vmd: 4x4-several with a Gaussian latent, trained on single jumps; its baseline with the same
-    parameters is --config.latent.switched_off=True.
+  vmd: 4x4-several with a Gaussian latent whose prior sees the clues, trained on single jumps; its
+    baseline with the denoiser's parameters is --config.latent.switched_off=True.
   9x9: puzzles of a csv (puzzle,solution per line, also .gz; globs and commas allowed), given with
     --config.data.path; cut by solution grid. About 6M parameters, the size of arXiv 2502.06768,
     which reports 6.88 % solved in random order, 18.51 % by top_prob and 89.49 % by margin. For an

@@ -152,6 +152,17 @@ class Model:
   config: dict[str, Any]
   config_hash: str
 
+  def filling(self, **changes: Any) -> dict[str, Any]:
+    """The settings of `steps.sample_step` that config.sampler gives, but for the changes."""
+    return {
+      "network": self.network,
+      "schedule": self.schedule,
+      "sampler": self.sampling.step,
+      "times": self.sampling.times,
+      "vocab_size": self.dataset.vocab_size,
+      "latent_refresh": self.sampling.latent_refresh,
+    } | changes
+
 
 def model(
   config: Config, *, stand_in: data.Dataset | None = None, devices: Sequence[Any] | None = None

@@ -182,17 +182,7 @@ def _run(
   """Samples in batches of at most the configured size, the last one filled up."""
   sampling, count = model.sampling, len(tokens_BxL)
   size = partitioning.round_up(model.mesh, min(model.run.batch_size, count))
-  fill = jax.jit(
-    functools.partial(
-      steps.sample_step,
-      network=model.network,
-      schedule=model.schedule,
-      sampler=sampling.step,
-      times=sampling.times,
-      vocab_size=model.dataset.vocab_size,
-      latent_refresh=sampling.latent_refresh,
-    )
-  )
+  fill = jax.jit(functools.partial(steps.sample_step, **model.filling()))
   fitting = model.objective.latent_refresh
   if isinstance(model.network, networks.LatentNetwork) and sampling.latent_refresh != fitting:
     say(

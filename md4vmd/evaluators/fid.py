@@ -63,17 +63,7 @@ class FID:
         {"params": params}, x_BxL.reshape(-1, *shape)
       )
     )
-    self._sample = jax.jit(
-      functools.partial(
-        steps.sample_step,
-        network=model.network,
-        schedule=model.schedule,
-        sampler=model.sampling.step,
-        times=model.sampling.times,
-        vocab_size=model.dataset.vocab_size,
-        latent_refresh=model.sampling.latent_refresh,
-      )
-    )
+    self._sample = jax.jit(functools.partial(steps.sample_step, **model.filling()))
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """FID, number of samples and their network calls on average."""

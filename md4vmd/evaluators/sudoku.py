@@ -50,12 +50,9 @@ class Sudoku:
       (order, count): jax.jit(
         functools.partial(
           steps.sample_step,
-          network=model.network,
-          schedule=model.schedule,
-          sampler=build.sampler(order, temperature=temperature),
-          times=samplers.times(grid, count),
-          vocab_size=model.dataset.vocab_size,
-          latent_refresh=model.sampling.latent_refresh,
+          **model.filling(
+            sampler=build.sampler(order, temperature=temperature), times=samplers.times(grid, count)
+          ),
         )
       )
       for order in orders

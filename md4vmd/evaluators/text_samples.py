@@ -45,18 +45,12 @@ class TextSamples:
       raise ValueError(f"evaluators.text_samples: count {count} and calls {calls} must be positive")
     self.model, self.dataset, self.count = model, model.dataset, count
     self._samplers = {
-      steps_taken: jax.jit(
+      number: jax.jit(
         functools.partial(
-          steps.sample_step,
-          network=model.network,
-          schedule=model.schedule,
-          sampler=model.sampling.step,
-          times=samplers.times(model.sampling.grid, steps_taken),
-          vocab_size=model.dataset.vocab_size,
-          latent_refresh=model.sampling.latent_refresh,
+          steps.sample_step, **model.filling(times=samplers.times(model.sampling.grid, number))
         )
       )
-      for steps_taken in calls
+      for number in calls
     }
     self._ngrams = Ngrams(self.dataset.train_tokens_N, self.dataset.vocab_size, order)
     self._words = _words(self.dataset)

@@ -66,12 +66,7 @@ class ZeroShot:
     self._fill = jax.jit(
       functools.partial(
         steps.sample_step,
-        network=model.network,
-        schedule=model.schedule,
-        sampler=_greedy(model),
-        times=samplers.times("uniform", calls),
-        vocab_size=model.dataset.vocab_size,
-        latent_refresh=model.sampling.latent_refresh,
+        **model.filling(sampler=_greedy(model), times=samplers.times("uniform", calls)),
       )
     )
 
