@@ -108,11 +108,16 @@ def test_the_plain_sampler_fills_every_position(params):
 
 
 def test_goals_are_stated_for_the_cases_that_the_command_runs():
-  assert [case.name for case in train_step.CASES] == ["v50257", "v27", "genmd4_v50257"]
+  assert [case.name for case in train_step.CASES] == [
+    "v50257",
+    "v50257_count",
+    "v27",
+    "genmd4_v50257",
+  ]
   assert [case.name for case in sampler.CASES] == ["v50257", "v27"]
-  every = train_step.variants(train_step.CASES[1], all_variants=True)
+  every = train_step.variants(train_step.CASES[2], all_variants=True)
   assert len(every) == 8
-  assert next(iter(every.values())) == train_step.CASES[1]
+  assert next(iter(every.values())) == train_step.CASES[2]
 
 
 def test_interleave_rotates_the_order_and_warms_up():
