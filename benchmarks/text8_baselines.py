@@ -32,7 +32,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
   "block8": ("block8", {}),
   "block16": ("block16", {}),
   "genmd4": ("genmd4", {}),
-  "md4": ("small", {}),
+  "md4": ("small", {"objective.estimator": "count"}),
   "md4_tilted": ("small", {"objective.estimator": "tilted"}),
   "md4_linear": ("small", _INTEGRAL),
   "md4_cosine": ("small", _INTEGRAL | {"schedule.name": "cosine"}),

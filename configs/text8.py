@@ -5,7 +5,8 @@ the published cut 90M/5M/5M. Give the file with --config.data.path; a shorter fi
 and with --config.data.valid_path the two files are train and valid.
 
 Variants:
-  small (default): 3 layers x 192, length 128, for two CPU cores.
+  small (default): 3 layers x 192, length 128, for two CPU cores; MD4 by tilted counts, whose
+    gradient is less noisy on text than that of plain ones.
   genmd4: small with a learned schedule for every character (w from 1) and its own sampler.
   sedd: small trained by score entropy; the part "normalised" of its bound is MD4's.
   d3pm: small in 1000 discrete steps with the auxiliary cross-entropy of D3PM.
@@ -43,6 +44,8 @@ def get_config(variant: str = "small"):
     config.network.update({"width": 192, "depth": 3, "heads": 3})
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200})
     config.run.update({"steps": 3000, "batch_size": 32, "log_every": 100, "checkpoint_every": 500})
+  if variant == "small":
+    config.objective.estimator = "tilted"
   if variant in ("genmd4", "d3pm"):
     config.network.update({"time_conditioning": True, "condition_width": 64})
   if variant == "genmd4":
