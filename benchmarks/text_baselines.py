@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "latent.reader_depth": 1,
     "objective.name": "vmd",
     "objective.form": "step",
+    "objective.grid": "cosine",  # the sampler's
     "objective.step_counts": (8, 16, 32, 64),
     "objective.kl_warmup": 50,
   },

@@ -25,6 +25,8 @@ def config(job: text8_baselines.Job) -> Any:
   """The config of a model, with the evaluators of its samples and its latent."""
   made = text8_baselines.config(job)
   made.sampler.grid = "uniform"
+  if job.model != "md4":
+    made.objective.grid = "uniform"
   use = {"latent": {}} if job.model == "vmd" else {}
   made.evaluators = {"text_samples": {"calls": CALLS, "count": 256}, **use}
   return made

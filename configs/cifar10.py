@@ -70,6 +70,7 @@ def get_config(variant: str = "small"):
     config.network.conditioned_norms = True
     config.latent.update({"name": "gaussian", "width": 128, "reader_depth": 4})
     config.objective.update({"name": "vmd", "form": "step", "step_counts": (16, 32, 64, 128)})
+    config.objective.grid = config.sampler.grid
     config.objective.update({"kl_hold": 10_000, "kl_warmup": 90_000})
     config.evaluators.latent = {}
     config.sampler.steps = 64

@@ -76,6 +76,7 @@ def get_config(variant: str = "small"):
     config.latent.update({"name": "gaussian", "width": 256, "reader_depth": 4})
     config.latent.update({"reader_width": 128})
     config.objective.update({"name": "vmd", "form": "step", "step_counts": (16, 32, 64, 128)})
+    config.objective.grid = config.sampler.grid
     config.objective.update({"kl_hold": 10_000, "kl_warmup": 90_000})
     config.evaluators.latent = {}
     config.sampler.steps = 64

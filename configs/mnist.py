@@ -46,6 +46,7 @@ def get_config(variant: str = "small"):
   if variant == "vmd":
     config.latent.update({"name": "gaussian", "width": 32, "reader_depth": 1})
     config.objective.update({"name": "vmd", "form": "step", "step_counts": (4, 8, 16, 32)})
+    config.objective.grid = config.sampler.grid
     config.objective.update({"kl_hold": 200, "kl_warmup": 800})
     config.evaluators.latent = {}
     config.sampler.steps = 16

@@ -88,6 +88,7 @@ def get_config(variant: str = "md4"):
     config.latent.update({"name": "gaussian", "width": 128, "reader_depth": 6})
     config.objective.update({"name": "vmd", "form": "step"})
     config.objective.update({"step_counts": (16, 32, 64, 128, 256), "kl_warmup": 100_000})
+    config.objective.grid = config.sampler.grid
     config.evaluators.latent = {"limit": 64}
   if variant == "sedd":
     config.objective.name = "sedd"

@@ -60,6 +60,7 @@ def get_config(variant: str = "small"):
     config.network.update({"condition_width": 64, "open_gates": True})
     config.latent.update({"name": "gaussian", "width": 32, "reader_depth": 1})
     config.objective.update({"name": "vmd", "form": "step", "step_counts": (8, 16, 32, 64)})
+    config.objective.grid = config.sampler.grid
     config.objective.update({"kl_hold": 200, "kl_warmup": 800})
     config.evaluators.latent = {}
     config.evaluators.text_samples = {"calls": (8, 16, 32, 64), "count": 64}
