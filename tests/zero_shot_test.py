@@ -10,7 +10,7 @@ from md4vmd import build, metrics, objectives, partitioning
 from md4vmd.evaluators import Answers, ZeroShot
 from md4vmd.evaluators.answers import conditional_bounds
 from md4vmd.evaluators.likelihood import Scorer
-from tests import shrunken, toys
+from tests import shrunken, three_documents, toys
 from tests.evaluators_test import Fake
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,6 +40,12 @@ def run(evaluator, params=None):
     return evaluator.run(0, params or {})
 
 
+@pytest.fixture(scope="module")
+def constant(text):
+  """An a is e^2 and an end e times as likely as any other byte; one bound for all tests."""
+  return knows(text, {ord("a"): 2.0, E: 1.0}, objective=objectives.TABLE["ar"](V))[0]
+
+
 @pytest.fixture
 def sets(tmp_path):
   """Three passages of LAMBADA and three lines of news, as name=path."""
@@ -54,27 +60,37 @@ def named(sets, *names):
   return tuple(f"{name}={sets[name]}" for name in names)
 
 
-def test_the_score_of_three_documents_by_hand(text, sets):
-  model, nats_V = knows(text, {ord("a"): 2.0, E: 1.0}, objective=objectives.TABLE["ar"](V))
-  figures = run(ZeroShot(model, named(sets, "ag_news"), draws=1))
-  stream = [*b"abcdefgh", E, *b"ijklmnop", E, *b"qrst", E]  # 23 tokens
-  framed = [E, *stream[:14], E]
-  for convention, scored, dropped in (("radd-v1", stream[:16], 7), ("mdlm-v1", framed, 9)):
-    get = lambda name, prefix=f"ag_news/{convention}/": figures[prefix + name]
-    nats = nats_V[scored].sum()
-    assert (get("tokens"), get("tokens_dropped"), get("documents")) == (16, dropped, 3)
-    assert get("nelbo_nats_per_token") == pytest.approx(nats / 16, rel=1e-6)
-    assert get("nelbo_bits_per_token") == pytest.approx(nats / 16 / math.log(2), rel=1e-6)
-    assert get("perplexity_bound") == pytest.approx(math.exp(nats / 16), rel=1e-5)
-    assert get("perplexity_per_word") == pytest.approx(math.exp(nats / 16 * 23 / 3), rel=1e-5)
-    assert get("perplexity_per_byte") == pytest.approx(math.exp(nats / 16 * 23 / 20), rel=1e-5)
-    assert get("bits_per_byte") == pytest.approx(nats / 16 * 23 / 20 / math.log(2), rel=1e-6)
+@pytest.mark.parametrize("convention", ["radd-v1", "mdlm-v1"])
+@pytest.mark.parametrize("name", sorted(three_documents.SETS))
+def test_the_score_of_three_documents_by_hand(constant, tmp_path, name, convention):
+  three, path = three_documents.SETS[name], three_documents.write(tmp_path, name)
+  count, dropped, a, ends = three.chunks[convention]
+  figures = run(ZeroShot(constant, (f"{name}={path}",), (convention,), draws=1))
+  get = lambda quantity: figures[f"{name}/{convention}/{quantity}"]
+  nats = 16 * count * math.log(math.exp(2) + math.exp(1) + V - 2) - 2 * a - ends
+  assert (get("tokens"), get("documents"), get("words")) == (16 * count, 3, three.words)
+  assert (get("tokens_of_the_set"), get("tokens_dropped")) == (three.tokens, dropped)
+  assert (get("bytes"), get("tokens_over_limit")) == (three.tokens - 3, 0)
+  assert get("nelbo_nats_per_token") == pytest.approx(nats / (16 * count), rel=1e-6)
+  assert get("perplexity_bound") == pytest.approx(math.exp(nats / (16 * count)), rel=1e-5)
+  # Frames are scored and are no text: the nats of a chunk are those of its text.
+  text = {"radd-v1": 16, "mdlm-v1": 14}[convention] * count
+  whole = nats * three.tokens / text
+  assert get("bits_per_byte") == pytest.approx(whole / (three.tokens - 3) / math.log(2), rel=1e-6)
+  assert math.log(get("perplexity_per_word")) == pytest.approx(whole / three.words, rel=1e-6)
+
+
+def test_the_table_has_a_line_for_each_set_and_convention(constant, tmp_path):
+  paths = [f"{name}={three_documents.write(tmp_path, name)}" for name in ("ptb", "arxiv")]
+  figures = run(ZeroShot(constant, tuple(paths), draws=1, limit=1))
   lines = figures["table"].strip().splitlines()
   assert [line.split()[:2] for line in lines[1:]] == [
-    ["ag_news", "radd-v1"],
-    ["ag_news", "mdlm-v1"],
+    [name, convention] for name in ("ptb", "arxiv") for convention in ("radd-v1", "mdlm-v1")
   ]
   assert len({len(line) for line in lines}) == 1
+  shown = [line.split()[6:9] for line in lines[1:]]  # scored, dropped, over the limit
+  assert shown == [["16", "6", "16"], ["16", "10", "14"], ["16", "0", "16"], ["16", "4", "14"]]
+  assert figures["arxiv/mdlm-v1/tokens_over_limit"] == 14
 
 
 def test_last_words_are_found_if_every_token_is(text, sets):

@@ -31,6 +31,26 @@ def test_plain_text_is_a_document_a_line_or_a_paragraph(write, name):
   assert read(path, unit="paragraph") == ["one\ntwo", "three"]
 
 
+def test_the_last_paragraph_ends_like_the_others(write):
+  path = write("a.txt", "one\ntwo\n\nthree\n")
+  assert read(path, unit="paragraph") == ["one\ntwo", "three"]
+  assert read(path) == ["one\ntwo\n\nthree\n"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_byte_order_mark_is_no_text(write, name):
+  path = write(name, b"\xef\xbb\xbf" + (b'{"text": "a"}\n' if "jsonl" in name else b"a"))
+  assert read(path) == ["a"]
+  assert read(path, unit="line") == ["a"]
+
+
+def test_a_text_may_be_a_list_or_have_one_of_several_names(write):
+  path = write("a.jsonl", '{"body": ["a", "b"]}\n{"text": "c", "body": []}\n{"body": []}\n')
+  assert read(path, field=("text", "body")) == ["a\nb", "c", ""]
+  with pytest.raises(ValueError, match="line 1: no text in the field 'text'; it has: body"):
+    read(write("b.jsonl", '{"body": ["a", 3]}\n'), field=("text", "body"))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
 def test_objects_hold_their_text_in_a_field(write, name):
   path = write(name, '{"text": "a\\nb", "n": 1}\n\n{"text": ""}\n')
