@@ -18,7 +18,8 @@ import numpy as np
 from md4vmd.data import corpora, shards, tokenizers
 
 # Named and versioned: which documents are held out for validation.
-#   md4: those whose SHA-256 is 0 modulo 50, about 2 %; equal documents fall on the same side.
+#   md4: those whose SHA-256 is 0 modulo 50, about 2 %; equal documents fall on the same side. MD4
+#     itself holds out as many of the shuffled sequences that documents were cut into.
 #   mdlm: the last 100,000 documents.
 #   files: those of the files that --valid names.
 CONVENTIONS = {"md4": "md4-v1", "mdlm": "mdlm-v1", "files": "files-v1"}
