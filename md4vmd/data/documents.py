@@ -19,7 +19,7 @@ from md4vmd.data.base import require
 UNITS = ("line", "paragraph", "file")
 _JSON = (".jsonl", ".json")
 HUB = "hub:"
-_LARGEST = 256 * 2**20  # bytes of a document, and of a line
+_LARGEST = 16 * 2**20  # bytes of a document, and of a line; a tokenizer takes 120 times as many
 _ZST_PIECE = 4096  # compressed bytes at once; repeated bytes become 32,000 times as many
 _ROWS = 256  # of a parquet file at a time
 
@@ -158,6 +158,8 @@ def _text(row: Any, fields: tuple[str, ...], where: str) -> str:
   if not isinstance(text, str):
     shown = ", ".join(map(str, known)) if isinstance(row, dict) else type(row).__name__
     raise ValueError(f"{where}: no text in the field '{fields[0]}'; it has: {shown[:200]}")
+  if len(text) > _LARGEST:
+    raise ValueError(f"{where}: {len(text)} characters are too many for a document; cut the text")
   return text
 
 
@@ -204,7 +206,8 @@ def _plain(path, unit, progress):
       size += len(line)
       require(
         size <= _LARGEST,
-        f"{path}: a document is larger than {_LARGEST} bytes; choose a smaller unit of text",
+        f"{path}: a document is larger than {_LARGEST} bytes; choose a smaller unit of text, "
+        "such as --unit paragraph or line",
         unit=unit,
       )
   if held:
@@ -225,7 +228,8 @@ def _lines(path: Path, progress: Progress | None) -> Iterator[tuple[int, bytes]]
     number = 0
     while line := stream.readline(_LARGEST + 1):
       number += 1
-      require(len(line) <= _LARGEST, f"{path}: a line is too long", line=number)
+      long = f"{path}: a line is longer than {_LARGEST} bytes; break it into shorter ones"
+      require(len(line) <= _LARGEST, long, line=number)
       if progress:
         progress(raw.tell())
       yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
