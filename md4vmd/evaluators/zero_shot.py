@@ -82,12 +82,16 @@ class ZeroShot:
       prefix = f"{name}/{convention}"
       figures |= self._score(prefix, packed, params)
       rows.append([name, convention, *_shown(prefix, figures)])
+    by_draws = [
+      [*names, self.scorer.by_draws(f"{'/'.join(names)}/nelbo", figures)] for names in self.packed
+    ]
     for name, passages in self.passages.items():
       figures |= self._last_words(name, passages, params)
     return figures | {
       "convention": f"{self.scorer.convention}; sets as packed by their convention",
       "draws": self.scorer.draws,
       "table": "\n" + _table([_COLUMNS, *rows]),
+      "standard_error_by_draws": "\n" + _table(by_draws),
     }
 
   def _score(self, prefix: str, packed: corpora.Packed, params: Any) -> dict[str, float]:
