@@ -6,7 +6,7 @@ bound on the held-out documents, and on every set in both conventions of packing
 exact, VMD's are of the sampler with 64 steps.
 
     python -m benchmarks.text_baselines --data data/text --minutes 6 \\
-      --sets wikitext2=wiki.valid.tokens.gz,lambada=lambada_development_plain_text.txt.gz
+      --sets wikitext2=wiki.valid.tokens.gz,lambada_tokenized=lambada_development_plain_text.txt.gz
 
 Finished models are kept in --folder, so that a run that was stopped goes on where it was.
 """
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     prefixes = [key.removesuffix(suffix) for key in figures if key.endswith(suffix)]
     rows += [_row(job.model, prefix, figures) for prefix in prefixes]
     found |= {f"{job.model}/{prefix}{suffix}": figures[prefix + suffix] for prefix in prefixes}
-    accuracy = figures.get("lambada/last_word_accuracy", "-")
+    accuracy = next((figures[key] for key in figures if key.endswith("last_word_accuracy")), "-")
     cost = [figures[key] for key in ("parameters", "steps", "train_cpu_seconds")]
     costs.append([job.model, accuracy, *map(round, cost)])
     timing.say(f"{job.workdir.name}: done")

@@ -1,8 +1,10 @@
 """OpenWebText in the tokens of GPT-2, and any other text that is prepared in the same way.
 
 Paper: MD4 (arXiv 2406.04329): 12 layers x 768, sequences of 1024, batch 512, 1M steps; validation
-perplexity (on the 2 % held out) 22.13 for MD4, 21.80 for GenMD4, 24.10 for SEDD, 16.64 for MD4 at
-24 layers. MDLM's 23.21 is on its own held-out documents (the split `mdlm`) and does not compare.
+perplexity (on the 2 % held out) 22.13 for MD4, 21.80 for GenMD4, 24.10 for its SEDD, 16.64 for MD4
+at 24 layers. The paper holds out 2 % of the shuffled sequences, our split `md4` 2 % of the
+documents by their hash, so that no document is on both sides; the figures compare up to that.
+MDLM's 23.21 is on its own held-out documents (the split `mdlm`) and does not compare.
 
 Variants:
   md4 (default): the settings of the paper; its continuous-time bound by counting, the estimator
@@ -21,12 +23,14 @@ Variants:
 Data: python -m md4vmd.data.prepare_text --source hub:Skylion007/openwebtext \
   --tokenizer gpt2:FOLDER --out data/owt --workers 16
 For FineWeb-Edu --source hub:HuggingFaceFW/fineweb-edu --hub_config sample-10BT, for lm1b
---source FOLDER/news.en-* --unit line --detokenizer lm1b --length 128 --out data/lm1b.
+  --source 'FOLDER/training*/news.en-*' --split files --valid 'FOLDER/heldout*/news.en.*' \
+  --unit line --detokenizer lm1b --length 128 --out data/lm1b, which holds out the published files.
 Command: python -m md4vmd.main --config=configs/owt.py:md4
 Hardware: md4 on a v5e 4x4 slice or more, 9.2 GB per chip at batch 512 (python -m
   benchmarks.tpu_compile --config=configs/owt.py:md4 --topology=v5e:4x4), 624 MFLOP per token, some
   5e11 tokens; md4-medium on v5e 8x8 with --config.mesh.fsdp=8, 7.4 GB per chip, and not on 4x4, 2.1
-  GFLOP per token; genmd4, vmd, ar and block16 on v5e 4x4, 7.6 to 13.1 GB.
+  GFLOP per token; genmd4, vmd, ar and block16 on v5e 4x4, 7.6 to 13.1 GB; sedd, block4 and block8
+  were not compiled.
 Cost: not run at full size; small as measured in docs/results.md.
 Zero-shot: --mode=evaluate with --config.evaluators.zero_shot.sets naming the files.
 """
@@ -34,6 +38,13 @@ Zero-shot: --mode=evaluate with --config.evaluators.zero_shot.sets naming the fi
 from configs import common
 
 BLOCKS = {"block4": 4, "block8": 8, "block16": 16}
+# Options of prepare_text by variant, "" for the others: what a run without its data answers.
+PREPARE = {
+  "": "--source hub:Skylion007/openwebtext --tokenizer gpt2:FOLDER",
+  "lm1b": "--source 'FOLDER/training*/news.en-*' --split files --valid 'FOLDER/heldout*/news.en.*' "
+  "--unit line --detokenizer lm1b --tokenizer gpt2:FOLDER",
+  "small": "--source 'TEXTS/*.jsonl.gz' --tokenizer gpt2:FOLDER",
+}
 VARIANTS = ["md4", "md4-medium", "genmd4", "vmd", "sedd", "ar", *BLOCKS, "lm1b", "small"]
 
 
@@ -43,6 +54,7 @@ def get_config(variant: str = "md4"):
     raise common.unknown_variant(variant, VARIANTS)
   config = common.base()
   config.data.update({"name": "tokens", "path": "data/owt", "length": 1024, "verify": True})
+  config.data.prepare = PREPARE.get(variant, PREPARE[""])
   config.network.update(
     {
       "width": 768,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 _LN2 = math.log(2.0)
+DRAWS = (1, 4, 16, 64)  # numbers of draws whose standard error is foretold
 
 
 def report(prefix: str, name: str, nats: float, tokens: float) -> dict[str, float]:
@@ -75,7 +76,7 @@ def importance_nats(nats_NxK: np.ndarray) -> np.ndarray:
 
 
 def draws_report(prefix: str, nats_NxK: np.ndarray, tokens_N: np.ndarray) -> dict[str, float]:
-  """What more draws would buy: the noise of one draw, and the standard error with 4 K of them.
+  """What more draws would buy: the noise of one draw, and the standard error with each of DRAWS.
 
   With residuals d_nk = nats_nk - mean * tokens_n, W^2 the mean over examples of their variance over
   draws and S^2 the variance of their means, examples themselves vary by B^2 = S^2 - W^2 / K, and
@@ -99,8 +100,23 @@ def draws_report(prefix: str, nats_NxK: np.ndarray, tokens_N: np.ndarray) -> dic
   return {
     f"{prefix}_nats_per_token_deviation_of_a_draw": math.sqrt(within) / per_example,
     f"{prefix}_nats_per_token_deviation_of_examples": math.sqrt(between) / per_example,
-    f"{prefix}_nats_per_token_standard_error_with_4x_draws": error(4 * draws),
+    **{f"{prefix}_{_with_draws(k)}": error(k) for k in DRAWS},
   }
+
+
+def _with_draws(count: int) -> str:
+  return f"nats_per_token_standard_error_with_{count}_draws"
+
+
+def draws_words(prefix: str, figures: Mapping[str, float], draws: int) -> str:
+  """The standard errors that `draws_report` foretells, in a line; or why there are none."""
+  errors = [figures.get(f"{prefix}_{_with_draws(count)}") for count in DRAWS]
+  if draws == 1:
+    return "one draw does not tell its noise: set draws to 2 or more"
+  if None in errors:
+    return "draws do not differ"
+  shown = ", ".join(f"{k}: {error:.3g}" for k, error in zip(DRAWS, errors, strict=True))
+  return f"{shown} nats per token, from {draws} draws"
 
 
 def likelihood_report(

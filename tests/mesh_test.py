@@ -14,6 +14,7 @@ import pytest
 from md4vmd import build, data, evaluators, partitioning, steps, train, train_state
 from md4vmd.checkpoints import by_name
 from tests import shrunken
+from tests.multi_process_test import random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -23,6 +24,7 @@ MESHES = {
   "sequence": (1, 2, 2, 2),
 }
 STEPS = 10
+EVALUATED = (("sequence", 16), ("fsdp", 8))  # and batch sizes
 
 
 def make_config(mesh=(-1, 1, 1, 1), microbatches=1, batch_size=16):
@@ -91,6 +93,23 @@ def likelihood(config, params):
     return build.evaluators(model, evaluators.TABLE)["likelihood"].run(0, params)
 
 
+def text_figures(folder, mesh=(-1, 1, 1, 1), batch_size=20):
+  """Numbers of the likelihood and of zero-shot sets of random parameters, on the mesh."""
+  folder = pathlib.Path(folder)
+  config = shrunken.config("owt", "small", folder, path=str(folder / "prepared"))
+  config.run.batch_size = batch_size
+  config.mesh.update(dict(zip(partitioning.AXES, mesh, strict=True)))
+  config.evaluators.likelihood.update({"draws": 2, "limit": None})
+  config.evaluators.zero_shot.update({"draws": 2, "limit": 10})
+  config.run.evaluators = ("likelihood", "zero_shot")
+  model = build.model(config)
+  with partitioning.use(model.mesh):
+    params, figures = random_params(model), {}
+    for evaluator in build.evaluators(model, evaluators.TABLE).values():
+      figures |= evaluator.run(0, params)
+  return {key: each for key, each in figures.items() if isinstance(each, int | float)}
+
+
 def refusal(config):
   try:
     build.model(config)
@@ -150,7 +169,10 @@ def on_eight_devices(folder):
       for key, value in likelihood(make_config(MESHES[name], batch_size=size), first.params).items()
       if isinstance(value, int | float)
     }
-    for name, size in (("sequence", 16), ("fsdp", 8))
+    for name, size in EVALUATED
+  }
+  results["text"] = {
+    f"{name} {size}": text_figures(folder, MESHES[name], size) for name, size in EVALUATED
   }
   longer = make_config((-1, 1, 1, 8))
   longer.data.update({"name": "synthetic", "distribution": "d1"})
@@ -169,6 +191,7 @@ def on_eight_devices(folder):
 def results(tmp_path_factory):
   """(record on one device, results on eight)."""
   folder = tmp_path_factory.mktemp("mesh")
+  shrunken.prepare_bytes(folder)
   code = (
     "import jax; jax.config.update('jax_num_cpu_devices', 8);"
     "jax.config.update('jax_numpy_rank_promotion', 'raise');"
@@ -187,6 +210,7 @@ def results(tmp_path_factory):
       first = first_state()
       one = Steps(make_config(), first).record
       one["likelihood"] = likelihood(make_config(batch_size=20), first.params)
+      one["text"] = text_figures(folder)
     finally:
       _, err = process.communicate(timeout=500)
   assert process.returncode == 0, err[-4000:]
@@ -254,13 +278,23 @@ def test_the_state_is_updated_in_place(results):
   assert record["aliased"] > 0.99 * record["state"]
 
 
-@pytest.mark.parametrize("mesh, size", [("sequence", 16), ("fsdp", 8)])
+@pytest.mark.parametrize("mesh, size", EVALUATED)
 def test_the_bound_is_the_same_on_any_mesh_and_batch_size(results, mesh, size):
   one, eight = results[0]["likelihood"], results[1]["likelihood"][f"{mesh} {size}"]
   assert eight["valid/tokens"] == one["valid/tokens"] > 0
   for name in ("valid/nelbo_nats_per_token", "valid/nelbo_nats_per_token_standard_error"):
-    assert eight[name] == pytest.approx(one[name], abs=1e-5)
+    assert eight[name] == pytest.approx(one[name], rel=0, abs=1e-5)
     assert one[name] > 1e-3
+
+
+@pytest.mark.parametrize("mesh, size", EVALUATED)
+def test_figures_of_text_are_the_same_on_any_mesh_and_batch_size(results, mesh, size):
+  one, eight = results[0]["text"], results[1]["text"][f"{mesh} {size}"]
+  assert {"valid/tokens", "ag_news/radd-v1/tokens", "ag_news/mdlm-v1/tokens"} < one.keys()
+  assert eight.keys() == one.keys()
+  for name, value in one.items():
+    rel = 0 if "nats_per_token" in name else 1e-5
+    assert eight[name] == pytest.approx(value, rel=rel, abs=1e-5), name
 
 
 def test_a_mesh_that_does_not_fit_is_refused_with_what_would(results):

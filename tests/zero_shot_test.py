@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from md4vmd import build, metrics, objectives, partitioning
-from md4vmd.evaluators import Answers, ZeroShot
+from md4vmd import build, evaluators, metrics, objectives, partitioning
+from md4vmd.evaluators import Answers, Likelihood, ZeroShot
 from md4vmd.evaluators.answers import conditional_bounds
 from md4vmd.evaluators.likelihood import Scorer
-from tests import shrunken, toys
+from tests import shrunken, three_documents, toys
 from tests.evaluators_test import Fake
+from tests.multi_process_test import random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,6 +41,12 @@ def run(evaluator, params=None):
     return evaluator.run(0, params or {})
 
 
+@pytest.fixture(scope="module")
+def constant(text):
+  """An a is e^2 and an end e times as likely as any other byte; one bound for all tests."""
+  return knows(text, {ord("a"): 2.0, E: 1.0}, objective=objectives.TABLE["ar"](V))[0]
+
+
 @pytest.fixture
 def sets(tmp_path):
   """Three passages of LAMBADA and three lines of news, as name=path."""
@@ -54,27 +61,37 @@ def named(sets, *names):
   return tuple(f"{name}={sets[name]}" for name in names)
 
 
-def test_the_score_of_three_documents_by_hand(text, sets):
-  model, nats_V = knows(text, {ord("a"): 2.0, E: 1.0}, objective=objectives.TABLE["ar"](V))
-  figures = run(ZeroShot(model, named(sets, "ag_news"), draws=1))
-  stream = [*b"abcdefgh", E, *b"ijklmnop", E, *b"qrst", E]  # 23 tokens
-  framed = [E, *stream[:14], E]
-  for convention, scored, dropped in (("radd-v1", stream[:16], 7), ("mdlm-v1", framed, 9)):
-    get = lambda name, prefix=f"ag_news/{convention}/": figures[prefix + name]
-    nats = nats_V[scored].sum()
-    assert (get("tokens"), get("tokens_dropped"), get("documents")) == (16, dropped, 3)
-    assert get("nelbo_nats_per_token") == pytest.approx(nats / 16, rel=1e-6)
-    assert get("nelbo_bits_per_token") == pytest.approx(nats / 16 / math.log(2), rel=1e-6)
-    assert get("perplexity_bound") == pytest.approx(math.exp(nats / 16), rel=1e-5)
-    assert get("perplexity_per_word") == pytest.approx(math.exp(nats / 16 * 23 / 3), rel=1e-5)
-    assert get("perplexity_per_byte") == pytest.approx(math.exp(nats / 16 * 23 / 20), rel=1e-5)
-    assert get("bits_per_byte") == pytest.approx(nats / 16 * 23 / 20 / math.log(2), rel=1e-6)
+@pytest.mark.parametrize("convention", ["radd-v1", "mdlm-v1"])
+@pytest.mark.parametrize("name", sorted(three_documents.SETS))
+def test_the_score_of_three_documents_by_hand(constant, tmp_path, name, convention):
+  three, path = three_documents.SETS[name], three_documents.write(tmp_path, name)
+  count, dropped, a, ends = three.chunks[convention]
+  figures = run(ZeroShot(constant, (f"{name}={path}",), (convention,), draws=1))
+  get = lambda quantity: figures[f"{name}/{convention}/{quantity}"]
+  nats = 16 * count * math.log(math.exp(2) + math.exp(1) + V - 2) - 2 * a - ends
+  assert (get("tokens"), get("documents"), get("words")) == (16 * count, 3, three.words)
+  assert (get("tokens_of_the_set"), get("tokens_dropped")) == (three.tokens, dropped)
+  assert (get("bytes"), get("tokens_over_limit")) == (three.tokens - 3, 0)
+  assert get("nelbo_nats_per_token") == pytest.approx(nats / (16 * count), rel=1e-6)
+  assert get("perplexity_bound") == pytest.approx(math.exp(nats / (16 * count)), rel=1e-5)
+  # Frames are scored and are no text: the nats of a chunk are those of its text.
+  text = {"radd-v1": 16, "mdlm-v1": 14}[convention] * count
+  whole = nats * three.tokens / text
+  assert get("bits_per_byte") == pytest.approx(whole / (three.tokens - 3) / math.log(2), rel=1e-6)
+  assert math.log(get("perplexity_per_word")) == pytest.approx(whole / three.words, rel=1e-6)
+
+
+def test_the_table_has_a_line_for_each_set_and_convention(constant, tmp_path):
+  paths = [f"{name}={three_documents.write(tmp_path, name)}" for name in ("ptb", "arxiv")]
+  figures = run(ZeroShot(constant, tuple(paths), draws=1, limit=1))
   lines = figures["table"].strip().splitlines()
   assert [line.split()[:2] for line in lines[1:]] == [
-    ["ag_news", "radd-v1"],
-    ["ag_news", "mdlm-v1"],
+    [name, convention] for name in ("ptb", "arxiv") for convention in ("radd-v1", "mdlm-v1")
   ]
   assert len({len(line) for line in lines}) == 1
+  shown = [line.split()[6:9] for line in lines[1:]]  # scored, dropped, over the limit
+  assert shown == [["16", "6", "16"], ["16", "10", "14"], ["16", "0", "16"], ["16", "4", "14"]]
+  assert figures["arxiv/mdlm-v1/tokens_over_limit"] == 14
 
 
 def test_last_words_are_found_if_every_token_is(text, sets):
@@ -103,6 +120,22 @@ def test_draws_and_limit_are_those_that_were_asked_for(text, sets):
   assert figures["ag_news/radd-v1/nelbo_nats_per_token"] == pytest.approx(nats_V[0], rel=1e-6)
 
 
+def test_what_more_draws_would_buy_stands_in_a_line_for_each_text(text, sets):
+  model, _ = knows(text, {ord("a"): 2.0})
+  (sets["ag_news"]).write_text(json.dumps({"text": "ab" * 50}) + "\n")
+  for draws, words in ((2, "from 2 draws"), (1, "set draws to 2 or more")):
+    figures = run(ZeroShot(model, named(sets, "ag_news"), draws=draws))
+    lines = figures["standard_error_by_draws"].strip().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+      ["ag_news", "radd-v1"],
+      ["ag_news", "mdlm-v1"],
+    ]
+    assert all(line.endswith(words) for line in lines)
+  exact = knows(text, {}, objective=objectives.TABLE["ar"](V))[0]
+  assert run(Likelihood(exact, limit=4))["standard_error_by_draws"] == "nothing is drawn"
+  assert "draws to 2" in run(Likelihood(model, limit=4))["standard_error_by_draws"]
+
+
 def test_without_sets_the_evaluator_says_how_to_name_them(text):
   figures = run(ZeroShot(text, ()))
   assert "evaluators.zero_shot.sets" in figures["convention"]
@@ -119,6 +152,22 @@ def test_sets_and_data_that_do_not_fit_are_refused(text, sets, tmp_path):
   boards = build.model(shrunken.config("sudoku", "4x4"))
   with pytest.raises(ValueError, match=r"zero_shot reads text and this data has no tokenizer"):
     ZeroShot(boards, named(sets, "ag_news"))
+
+
+@pytest.mark.parametrize("variant", ["genmd4", "vmd", "sedd"])
+def test_every_kind_of_model_finds_last_words_and_scores_answers(tmp_path, sets, variant):
+  config = shrunken.config("owt", variant, folder=tmp_path)
+  config.evaluators.zero_shot.update({"sets": named(sets, "lambada"), "draws": 2, "calls": 2})
+  config.evaluators.zero_shot.conventions = ("radd-v1",)
+  config.run.evaluators = ("zero_shot", "answers")
+  model, figures = build.model(config), {}
+  with partitioning.use(model.mesh):
+    params = random_params(model)
+    for evaluator in build.evaluators(model, evaluators.TABLE).values():
+      figures |= evaluator.run(0, params)
+  assert figures["lambada/passages"] == 3 and 0 <= figures["lambada/last_word_accuracy"] <= 1
+  for name in ("lambada/radd-v1/nelbo_nats_per_token", "answers/nelbo_nats_per_token"):
+    assert 1 < figures[name] < 1e4  # finite
 
 
 # Answers.
@@ -159,10 +208,10 @@ def test_the_conditional_bound_is_that_of_the_answer_given_the_prompt(text):
   model = dataclasses.replace(text, network=Fake(toys.ModelFns(denoise)))
   with partitioning.use(model.mesh):
     pairs = [("ab", "b"), ("ab", "c"), ("ab", "bb")]
-    bounds = conditional_bounds(Scorer(model, draws=8), {}, pairs)
+    bounds, shortened = conditional_bounds(Scorer(model, draws=8), {}, pairs)
   right = math.log(math.exp(3) + V - 1) - 3
   nats_NxK = bounds.nats_NxK["nelbo"]
-  assert bounds.tokens_N.tolist() == [1, 1, 2]
+  assert bounds.tokens_N.tolist() == [1, 1, 2] and shortened == 0
   np.testing.assert_allclose(nats_NxK[0], right, rtol=1e-6)
   np.testing.assert_allclose(nats_NxK[1], right + 3, rtol=1e-6)
   # Of two masked tokens the second is seen behind a mask: nothing to copy, log V.
@@ -182,7 +231,16 @@ def test_the_noise_of_draws_is_told_from_that_of_examples():
   get = lambda name: figures[f"valid/nelbo_nats_per_token_{name}"]
   assert get("deviation_of_a_draw") == pytest.approx(0.6, rel=0.03)
   assert get("deviation_of_examples") == pytest.approx(0.3, rel=0.1)
-  many = math.sqrt((9 + 36 / 16) / 4000) / 10
-  assert get("standard_error_with_4x_draws") == pytest.approx(many, rel=0.05)
+  for draws in (1, 4, 16, 64):
+    expected = math.sqrt((9 + 36 / draws) / 4000) / 10
+    assert get(f"standard_error_with_{draws}_draws") == pytest.approx(expected, rel=0.05)
+  ours = metrics.ratio_report("valid/nelbo", nats_NxK.mean(1), tokens_N, unit="token")
+  assert get("standard_error_with_4_draws") == pytest.approx(
+    ours["valid/nelbo_nats_per_token_standard_error"], rel=1e-3
+  )
+  words = metrics.draws_words("valid/nelbo", figures, 4)
+  assert words == "1: 0.0106, 4: 0.00681, 16: 0.00545, 64: 0.00506 nats per token, from 4 draws"
+  assert "set draws to 2 or more" in metrics.draws_words("valid/nelbo", {}, 1)
+  assert metrics.draws_words("valid/nelbo", {}, 2) == "draws do not differ"
   assert metrics.draws_report("valid/nelbo", nats_NxK[:, :1], tokens_N) == {}
   assert metrics.draws_report("valid/nelbo", np.ones((3, 2)), tokens_N[:3]) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +59,19 @@ def _question(row: Any, where: str) -> Question:
   )
 
 
-def last_words(path: Path) -> list[Question]:
-  """LAMBADA as questions: the last word of every passage, given what stands before it."""
-  split = [text.rpartition(" ") for _, text in corpora.read("lambada", path)]
-  return [Question(prompt, (f" {word}",), 0) for prompt, _, word in split if prompt.strip()]
+def last_words(name: str, path: Path) -> list[Question]:
+  """A set of passages, such as LAMBADA, as questions: the last word of each, given those before.
+
+  Quotes and the like in front of the word belong to the prompt, those behind it to nothing.
+  """
+  split = [_last_word(text) for _, text in corpora.read(name, path)]
+  return [Question(prompt, (word,), 0) for prompt, word in split if re.search(r"\w", prompt)]
+
+
+def _last_word(text: str) -> tuple[str, str]:
+  """(what stands before, the last word); a single space between the two belongs to the word."""
+  found = re.search(r"( ?\w\S*?)\W*$", text)
+  return (text[: found.start()], found[1]) if found else ("", "")
 
 
 class Rows(NamedTuple):

@@ -72,12 +72,19 @@ def lm1b(text: str) -> str:
 
 
 def lambada(text: str) -> str:
-  """Straight quotes, the spacing of the tokenized release undone, a line break in front."""
-  text = _replace(text, ("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"))
+  """Of LAMBADA as plain text: straight double quotes, no space around, a line break in front."""
+  return "\n" + _replace(text, ("“", '"'), ("”", '"')).strip()
+
+
+def lambada_tokenized(text: str) -> str:
+  """Of LAMBADA's release in lower-case tokens: `lambada`, then its spacing and quotes undone.
+
+  A rule of our own; the published ones are for plain text.
+  """
+  text = _replace(lambada(text), ("‘", "'"), ("’", "'"))
   text = _replace(text, ("`` ", '"'), (" ''", '"'), ("``", '"'), ("''", '"'), (" n't", "n't"))
   text = re.sub(r" ('(?:s|m|d|re|ve|ll)\b)", r"\1", text)
-  text = re.sub(r" ([,.;:!?])(?= |$|\")", r"\1", text)
-  return "\n" + text.strip()
+  return re.sub(r" ([,.;:!?])(?= |$|\")", r"\1", text)
 
 
 def scientific(text: str) -> str:
@@ -91,6 +98,7 @@ DETOKENIZERS: Mapping[str, Callable[[str], str]] = {
   "ptb": ptb,
   "lm1b": lm1b,
   "lambada": lambada,
+  "lambada_tokenized": lambada_tokenized,
   "scientific": scientific,
 }
 
@@ -101,27 +109,32 @@ class Corpus(NamedTuple):
   Attributes:
     detokenizer: one of DETOKENIZERS.
     unit: what a document of plain text is.
-    field: where the text is in JSON objects and tables.
-    keeps_break: whether the published rows end in their line break, where they are not empty.
+    fields: where the text is in JSON objects and tables, the first of these that there is; a list
+      of texts is joined by line breaks.
+    row: what a row is of its line: "line" as it is, "break" with its line break where it is not
+      empty, or "stripped" of the space around it.
   """
 
   detokenizer: str
   unit: str = "line"
-  field: str = "text"
-  keeps_break: bool = False
+  fields: tuple[str, ...] = ("text",)
+  row: str = "line"
 
 
 # A row of the published set is a document, the empty lines of WikiText included.
 SETS = {
   "lambada": Corpus("lambada"),
-  "wikitext2": Corpus("wikitext", keeps_break=True),
-  "wikitext103": Corpus("wikitext", keeps_break=True),
-  "ptb": Corpus("ptb", field="sentence"),
+  "lambada_tokenized": Corpus("lambada_tokenized"),
+  "wikitext2": Corpus("wikitext", row="break"),
+  "wikitext103": Corpus("wikitext", row="break"),
+  "ptb": Corpus("ptb", fields=("sentence",), row="stripped"),
   "1bw": Corpus("lm1b"),
   "ag_news": Corpus("none"),
-  "pubmed": Corpus("scientific", "file", "article"),
-  "arxiv": Corpus("scientific", "file", "article"),
+  "pubmed": Corpus("scientific", "file", ("article", "article_text")),
+  "arxiv": Corpus("scientific", "file", ("article", "article_text")),
 }
+
+PASSAGES = frozenset(("lambada", "lambada_tokenized"))  # sets that ask for the last word
 
 
 def read(name: str, path: Path) -> Iterator[tuple[str, str]]:
@@ -129,16 +142,31 @@ def read(name: str, path: Path) -> Iterator[tuple[str, str]]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: there is no such set, or the file is damaged.
+    ValueError: there is no such set, or the file is damaged or of another kind.
   """
   require(name in SETS, f"there is no such set; known: {', '.join(SETS)}", set=name)
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {path} of the set '{name}'; correct the path")
+  require(
+    ".csv" not in path.suffixes,
+    f"{path}: tables of text are not read; write JSON lines with the field "
+    f"'{SETS[name].fields[0]}' (of AG News, title and description with a space between)",
+    set=name,
+  )
   corpus = SETS[name]
+  is_json = documents.seems_json(path)
+  require(
+    not is_json or corpus.unit == "file",
+    f"{path}: its first line is a JSON object and its name that of plain text; call it .jsonl",
+    set=name,
+  )
   detokenize = DETOKENIZERS[corpus.detokenizer]
-  for text in documents.read(path, unit=corpus.unit, field=corpus.field):
-    if corpus.keeps_break:
+  texts = documents.read(path, unit=corpus.unit, field=corpus.fields, is_json=is_json)
+  for text in texts:
+    if corpus.row == "break":
       text = text.rstrip("\n") + "\n" if text.strip() else ""
+    elif corpus.row == "stripped":
+      text = text.strip()
     yield text, detokenize(text)
 
 
@@ -156,6 +184,7 @@ class Packed(NamedTuple):
     documents: number of documents.
     tokens: tokens of the joined documents, their ends included, before packing.
     dropped: those of them that are in no chunk.
+    framed: tokens of a chunk that are not of the text, but frame it.
     words: words of the text as published, between white space.
     bytes: utf-8 bytes of the text as it is scored.
   """
@@ -164,6 +193,7 @@ class Packed(NamedTuple):
   documents: int
   tokens: int
   dropped: int
+  framed: int
   words: int
   bytes: int
 
@@ -193,4 +223,4 @@ def pack(name: str, path: Path, tokenizer: Tokenizer, *, length: int, convention
   x_CxM = stream_N[: chunks * inner].reshape(chunks, inner)
   x_CxL = np.pad(x_CxM, ((0, 0), (frame, frame)), constant_values=tokenizer.eos)
   dropped = len(stream_N) - chunks * inner
-  return Packed(Arrays(x_CxL), count, len(stream_N), dropped, words, size)
+  return Packed(Arrays(x_CxL), count, len(stream_N), dropped, 2 * frame, words, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import gzip
@@ -16,8 +17,9 @@ from typing import Any, BinaryIO
 from md4vmd.data.base import require
 
 UNITS = ("line", "paragraph", "file")
+_JSON = (".jsonl", ".json")
 HUB = "hub:"
-_LARGEST = 256 * 2**20  # bytes of a document, and of a line
+_LARGEST = 16 * 2**20  # bytes of a document, and of a line; a tokenizer takes 120 times as many
 _ZST_PIECE = 4096  # compressed bytes at once; repeated bytes become 32,000 times as many
 _ROWS = 256  # of a parquet file at a time
 
@@ -44,34 +46,52 @@ def files(patterns: str) -> list[Path]:
 
 
 def read(
-  path: Path, *, unit: str = "file", field: str = "text", progress: Progress | None = None
+  path: Path,
+  *,
+  unit: str = "file",
+  field: str | tuple[str, ...] = "text",
+  progress: Progress | None = None,
+  is_json: bool = False,
 ) -> Iterator[str]:
   """The documents of a file in order; what it is follows from its suffixes.
 
   .jsonl and .json hold an object per line, .parquet a table, all others utf-8 text; each may be
-  compressed as .gz or .zst. Half a surrogate pair becomes the replacement character.
+  compressed as .gz or .zst. Half a surrogate pair becomes the replacement character, and a byte
+  order mark in front is left out.
 
   Args:
     path: the file.
     unit: what a document of plain text is: a "line", a "paragraph" (which ends at an empty line)
       or the "file".
-    field: name of the text in an object or a table.
+    field: name of the text in an object or a table, or several: the first that there is. A list of
+      texts is joined by line breaks.
     progress: called with the position in the file, in bytes as stored.
+    is_json: whether it holds an object per line, whatever its suffixes.
 
   Raises:
     ValueError: the file is damaged, or a document is no text; the message names file and place.
   """
   require(unit in UNITS, f"there is no such unit: use one of {', '.join(UNITS)}", unit=unit)
-  suffixes = [suffix.lower() for suffix in path.suffixes]
-  kind = next((suffix for suffix in suffixes[::-1] if suffix not in (".gz", ".zst")), "")
+  fields, kind = (field,) if isinstance(field, str) else field, _kind(path)
   if kind == ".parquet":
-    texts = _rows(path, field, progress)
-  elif kind in (".jsonl", ".json"):
-    texts = _objects(path, field, progress)
+    texts = _rows(path, fields, progress)
+  elif is_json or kind in _JSON:
+    texts = _objects(path, fields, progress)
   else:
     texts = _plain(path, unit, progress)
   for text in texts:
     yield _whole(text)
+
+
+def seems_json(path: Path) -> bool:
+  """Whether a file of plain text by its suffixes begins with a line that is a JSON object."""
+  if _kind(path) in (".parquet", *_JSON):
+    return False
+  line = next((line for _, line in _lines(path, None) if line.strip()), b"")
+  try:
+    return line.lstrip().startswith(b"{") and isinstance(json.loads(line), dict)
+  except (ValueError, RecursionError):
+    return False
 
 
 def hub(name: str, *, config: str | None, split: str, field: str) -> Iterator[str]:
@@ -83,7 +103,7 @@ def hub(name: str, *, config: str | None, split: str, field: str) -> Iterator[st
   datasets = extra("datasets", "to read from the hub")
   rows = datasets.load_dataset(name, config, split=split, streaming=True)
   for number, row in enumerate(rows):
-    yield _whole(_text(row, field, f"{name}, row {number}"))
+    yield _whole(_text(row, (field,), f"{name}, row {number}"))
 
 
 @contextlib.contextmanager
@@ -117,6 +137,12 @@ def json_lines(path: Path, progress: Progress | None = None) -> Iterator[tuple[i
         raise ValueError(f"{path}, line {number}: not a JSON value ({error})") from error
 
 
+def _kind(path: Path) -> str:
+  """The last suffix that is not that of a compression."""
+  suffixes = [suffix.lower() for suffix in path.suffixes]
+  return next((suffix for suffix in suffixes[::-1] if suffix not in (".gz", ".zst")), "")
+
+
 def _whole(text: str) -> str:
   """The text, without half surrogate pairs, which JSON can hold and utf-8 cannot."""
   if text.isascii():
@@ -124,34 +150,40 @@ def _whole(text: str) -> str:
   return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _text(row: Any, field: str, where: str) -> str:
-  text = row.get(field) if isinstance(row, dict) else None
+def _text(row: Any, fields: tuple[str, ...], where: str) -> str:
+  known = row if isinstance(row, dict) else {}
+  text = next((known[field] for field in fields if field in known), None)
+  if isinstance(text, list) and all(isinstance(part, str) for part in text):
+    text = "\n".join(text)
   if not isinstance(text, str):
-    known = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"{where}: no text in the field '{field}'; it has: {known[:200]}")
+    shown = ", ".join(map(str, known)) if isinstance(row, dict) else type(row).__name__
+    raise ValueError(f"{where}: no text in the field '{fields[0]}'; it has: {shown[:200]}")
+  if len(text) > _LARGEST:
+    raise ValueError(f"{where}: {len(text)} characters are too many for a document; cut the text")
   return text
 
 
-def _objects(path, field, progress):
+def _objects(path, fields, progress):
   for number, row in json_lines(path, progress):
-    yield _text(row, field, f"{path}, line {number}")
+    yield _text(row, fields, f"{path}, line {number}")
 
 
-def _rows(path, field, progress):
+def _rows(path, fields, progress):
   parquet = extra("pyarrow.parquet", "to read parquet files")
   if path.suffix.lower() != ".parquet":
     raise ValueError(f"{path}: parquet files are compressed inside; decompress it")
   with _stream(path) as (stream, _):
     try:
       table = parquet.ParquetFile(stream)
-      if field not in table.schema_arrow.names:
+      field = next((field for field in fields if field in table.schema_arrow.names), None)
+      if field is None:
         names = ", ".join(table.schema_arrow.names)
-        raise ValueError(f"there is no column '{field}'; it has: {names[:200]}")
+        raise ValueError(f"there is no column '{fields[0]}'; it has: {names[:200]}")
       done, rows = 0, max(table.metadata.num_rows, 1)
       for batch in table.iter_batches(batch_size=_ROWS, columns=[field]):
         for text in batch.column(0).to_pylist():
           done += 1
-          yield _text({field: text}, field, f"{path}, row {done}")
+          yield _text({field: text}, (field,), f"{path}, row {done}")
         if progress:
           progress(path.stat().st_size * done // rows)
     except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses of these
@@ -174,11 +206,13 @@ def _plain(path, unit, progress):
       size += len(line)
       require(
         size <= _LARGEST,
-        f"{path}: a document is larger than {_LARGEST} bytes; choose a smaller unit of text",
+        f"{path}: a document is larger than {_LARGEST} bytes; choose a smaller unit of text, "
+        "such as --unit paragraph or line",
         unit=unit,
       )
   if held:
-    yield _utf8(path, b"".join(held), 0)
+    last = b"".join(held)
+    yield _utf8(path, last.rstrip(b"\r\n") if unit == "paragraph" else last, 0)
 
 
 def _utf8(path: Path, raw: bytes, number: int) -> str:
@@ -194,10 +228,11 @@ def _lines(path: Path, progress: Progress | None) -> Iterator[tuple[int, bytes]]
     number = 0
     while line := stream.readline(_LARGEST + 1):
       number += 1
-      require(len(line) <= _LARGEST, f"{path}: a line is too long", line=number)
+      long = f"{path}: a line is longer than {_LARGEST} bytes; break it into shorter ones"
+      require(len(line) <= _LARGEST, long, line=number)
       if progress:
         progress(raw.tell())
-      yield number, line
+      yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 class _ZstFrames(io.RawIOBase):

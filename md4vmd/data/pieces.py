@@ -18,7 +18,8 @@ import numpy as np
 from md4vmd.data import corpora, shards, tokenizers
 
 # Named and versioned: which documents are held out for validation.
-#   md4: those whose SHA-256 is 0 modulo 50, about 2 %; equal documents fall on the same side.
+#   md4: those whose SHA-256 is 0 modulo 50, about 2 %; equal documents fall on the same side. MD4
+#     itself holds out as many of the shuffled sequences that documents were cut into.
 #   mdlm: the last 100,000 documents.
 #   files: those of the files that --valid names.
 CONVENTIONS = {"md4": "md4-v1", "mdlm": "mdlm-v1", "files": "files-v1"}
@@ -28,24 +29,32 @@ LAST = 100_000
 SIZE = 2**20  # characters of a piece
 
 
+class Document(NamedTuple):
+  """A text, whether it is held out by its file, and the name of the file."""
+
+  text: str
+  is_valid: bool
+  file: str
+
+
 class Piece(NamedTuple):
-  """Consecutive documents: the number of the piece, their texts, and whether all are held out."""
+  """Consecutive documents: the number of the piece, and whether all of them are held out."""
 
   number: int
-  texts: list[str]
+  documents: list[Document]
   is_valid: bool
 
 
-def group(texts: Iterable[tuple[str, bool]], counts: dict[str, int]) -> Iterator[Piece]:
+def group(documents: Iterable[Document], counts: dict[str, int]) -> Iterator[Piece]:
   """Runs of documents of the same kind; counts them and the empty documents, which are left out."""
-  for is_valid, group in itertools.groupby(texts, key=lambda pair: pair[1]):
+  for is_valid, group in itertools.groupby(documents, key=lambda document: document.is_valid):
     held, size = [], 0
-    for text, _ in group:
-      if not text.strip():
+    for document in group:
+      if not document.text.strip():
         counts["empty"] += 1
         continue
-      held.append(text)
-      size += len(text)
+      held.append(document)
+      size += len(document.text)
       if size >= SIZE:
         yield Piece(counts["pieces"], held, is_valid)
         counts["pieces"] += 1
@@ -61,13 +70,15 @@ def file_of(work: Path, number: int) -> Path:
 
 
 def write(job: tuple[Path, Piece, str]) -> int:
-  """Writes the tokens of a piece, the ends of its documents and what is held out; their number."""
+  """Writes the tokens of a piece, the ends of its documents and what is held out; their number.
+
+  Raises ValueError with the name of the file that holds a character without a token.
+  """
   work, piece, detokenizer = job
   tokenizer = _tokenizer(work / shards.TOKENIZER)
-  rule = corpora.DETOKENIZERS[detokenizer]
-  ids = tokenizer.encode_batch([rule(text) for text in piece.texts])
+  ids = _encode(tokenizer, detokenizer, piece.documents)
   tokens_N = np.concatenate([part for x_N in ids for part in (x_N, [tokenizer.eos])])
-  digests = [hashlib.sha256(text.encode()).digest() for text in piece.texts]
+  digests = [hashlib.sha256(document.text.encode()).digest() for document in piece.documents]
   is_valid_D = [int.from_bytes(digest, "big") % ONE_IN == 0 for digest in digests]
   file = file_of(work, piece.number)
   partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -81,6 +92,19 @@ def write(job: tuple[Path, Piece, str]) -> int:
     )
   shards.publish(partial, file)
   return len(tokens_N)
+
+
+def _encode(tokenizer, detokenizer, documents):
+  texts = [corpora.DETOKENIZERS[detokenizer](document.text) for document in documents]
+  try:
+    return tokenizer.encode_batch(texts)
+  except ValueError:
+    for text, document in zip(texts, documents, strict=True):
+      try:
+        tokenizer.encode(text)
+      except ValueError as error:
+        raise ValueError(f"{document.file}: {error}") from error
+    raise
 
 
 _made: dict[Path, tokenizers.Tokenizer] = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import shutil
 import sys
@@ -31,6 +32,8 @@ from md4vmd.data.base import require
 from md4vmd.data.workers import Workers
 
 _SHARD = 32_768  # examples of a shard
+_END = 2**16  # bytes at either end of a file that its fingerprint is made of
+_LINE_EVERY = 30.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,8 @@ def prepare(options: Options) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: the source or the tokenizer does not exist.
-    ValueError: a file is damaged, or the folder holds another preparation.
+    ValueError: a file is damaged, or the folder holds another preparation or lacks a shard.
+    OSError: a file cannot be written, or a worker came to an end.
   """
   tokenizer = tokenizers.make(options.tokenizer)
   plan = _plan(options, tokenizer)
@@ -105,6 +109,8 @@ def prepare(options: Options) -> dict[str, Any]:
   if (out / shards.MANIFEST).exists():
     manifest = shards.read_json(out / shards.MANIFEST)
     _require_same(manifest.get("plan"), plan, out)
+    for split in shards.read_manifest(out)["splits"].values():
+      shards.require_there(out, split["shards"])
     shutil.rmtree(work, ignore_errors=True)
     return manifest
   work.mkdir(parents=True, exist_ok=True)
@@ -136,12 +142,15 @@ def prepare(options: Options) -> dict[str, Any]:
 
 
 def _plan(options: Options, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
-  """What decides the bytes. Names of files without their folders, so that a copy is the same."""
+  """What decides the bytes. Names of files without their folders, so that a copy is the same.
+
+  A file is known by its name, its size and its first and last bytes.
+  """
   listed: dict[str, Any] = {}
   if not options.source.startswith(documents.HUB):
-    sized = lambda patterns: [[f.name, f.stat().st_size] for f in documents.files(patterns)]
-    listed["files"] = sized(options.source)
-    listed["valid_files"] = sized(options.valid) if options.valid else []
+    known = lambda patterns: [_fingerprint(file) for file in documents.files(patterns)]
+    listed["files"] = known(options.source)
+    listed["valid_files"] = known(options.valid) if options.valid else []
     source = f"{len(listed['files'])} files, {listed['files'][0][0]} and on"
   else:
     require(options.valid is None, "a dataset of the hub has no files", valid=options.valid)
@@ -159,14 +168,26 @@ def _plan(options: Options, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
   }
 
 
+def _fingerprint(file: Path) -> list[Any]:
+  size = file.stat().st_size
+  with file.open("rb") as stream:
+    digest = hashlib.sha256(stream.read(_END))
+    stream.seek(max(0, size - _END))
+    digest.update(stream.read(_END))
+  return [file.name, size, digest.hexdigest()[:16]]
+
+
 def _require_same(found: Any, plan: dict[str, Any], out: Path) -> None:
   if found != plan:
     found = found if isinstance(found, dict) else {}
     names = [key for key in {**plan, **found} if plan.get(key) != found.get(key)]
     key = names[0] if names else "plan"
+    old, new = found.get(key), plan.get(key)
+    if isinstance(old, list) and isinstance(new, list):
+      old, new = [x for x in old if x not in new], [x for x in new if x not in old]
     raise ValueError(
-      f"{out} holds a preparation of another {key} ({str(found.get(key))[:80]}, now "
-      f"{str(plan.get(key))[:80]}); give another --out, or delete the folder"
+      f"{out} holds a preparation of another {key} ({str(old)[:80]}, now {str(new)[:80]}); give "
+      "another --out, or delete the folder"
     )
 
 
@@ -181,12 +202,13 @@ def _tokenize(options: Options, work: Path, workers: Workers) -> dict[str, int]:
   counts = {"pieces": 0, "empty": 0}
   is_there = lambda piece: pieces.file_of(work, piece.number).exists()
   tokens, start = 0, time.perf_counter()
-  with tqdm(total=_input_bytes(options), disable=None, unit="B", unit_scale=True) as progress:
+  with _Progress(total=_input_bytes(options), unit="B", unit_scale=True) as progress:
     grouped = pieces.group(_documents(options, progress), counts)
     jobs = ((work, piece, options.detokenizer) for piece in grouped if not is_there(piece))
     for written in workers.run(pieces.write, jobs):
       tokens += written
-      progress.set_postfix_str(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+      speed = tokens / (time.perf_counter() - start)
+      progress.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
   if tokens:
     seconds = time.perf_counter() - start
     _say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
@@ -195,14 +217,14 @@ def _tokenize(options: Options, work: Path, workers: Workers) -> dict[str, int]:
   return counts
 
 
-def _documents(options: Options, progress: Any) -> Iterator[tuple[str, bool]]:
-  """(text, whether it is held out by its file) of the whole input in order."""
+def _documents(options: Options, progress: Any) -> Iterator[pieces.Document]:
+  """The documents of the whole input in order."""
   if options.source.startswith(documents.HUB):
     name = options.source.removeprefix(documents.HUB)
     rows = documents.hub(
       name, config=options.hub_config, split=options.hub_split, field=options.field
     )
-    yield from ((text, False) for text in rows)
+    yield from (pieces.Document(text, False, name) for text in rows)
     return
   if options.valid:
     resolved = lambda patterns: {path.resolve() for path in documents.files(patterns)}
@@ -217,7 +239,7 @@ def _documents(options: Options, progress: Any) -> Iterator[tuple[str, bool]]:
     for path in documents.files(patterns) if patterns else []:
       place = lambda at, before=read: progress.update(max(0, before + at - progress.n))
       for text in documents.read(path, unit=options.unit, field=options.field, progress=place):
-        yield text, is_valid
+        yield pieces.Document(text, is_valid, str(path))
       read += path.stat().st_size
 
 
@@ -262,7 +284,7 @@ def _cut(options, plan, tokenizer, work, counts, workers) -> dict[str, Any]:
   )
   jobs = ((stream, cut, options.length, work) for cut in cuts if not _record(work, cut).exists())
   made = sum(_record(work, cut).exists() for cut in cuts)
-  with tqdm(total=len(cuts), initial=made, disable=None, unit="shard") as progress:
+  with _Progress(total=len(cuts), initial=made, unit="shard") as progress:
     for _ in workers.run(_write_shard, jobs):
       progress.update()
   for split in pieces.SPLITS:
@@ -281,6 +303,24 @@ def _write_shard(job: tuple[pieces.Stream, Cut, int, Path]) -> None:
   examples = stream.examples(cut.split, cut.start, cut.stop, length)
   shard = shards.write_shard(cut.file, examples, work)
   shards.write_json(_record(work, cut), shard._asdict())
+
+
+class _Progress(tqdm):
+  """A bar on a terminal, and a line every half minute where there is none."""
+
+  def __init__(self, **settings: Any):
+    self._is_bar = sys.stderr.isatty()
+    if not self._is_bar:
+      every = {"mininterval": _LINE_EVERY, "maxinterval": _LINE_EVERY, "delay": _LINE_EVERY}
+      settings |= every | {"miniters": 1}
+    super().__init__(**settings)
+
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    """Shows the state."""
+    if self._is_bar:
+      super().display(msg, pos)
+    else:
+      print(self, file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:

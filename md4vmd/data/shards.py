@@ -42,16 +42,22 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_shard(file: Path, examples: Iterable[np.ndarray], work: Path) -> Shard:
-  """Writes records to a file, which is made in the folder `work` and moved when it is complete."""
+  """Writes records to a file, which is made in the folder `work` and moved when it is complete.
+
+  Raises OSError where they cannot be written.
+  """
   partial = work / f"{file.name}.{os.getpid()}.partial"
   # Not compressed and one record to a group: any record is read alone, and the bytes depend on
   # the records only.
   writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
   count = 0
-  for x_L in examples:
-    writer.write(x_L.tobytes())
-    count += 1
-  writer.close()
+  try:
+    for x_L in examples:
+      writer.write(x_L.tobytes())
+      count += 1
+    writer.close()
+  except RuntimeError as error:  # of the library
+    raise OSError(f"{partial} cannot be written ({error}); is the disk full?") from error
   sha256 = _sha256(partial)
   publish(partial, file)
   return Shard(file.name, count, file.stat().st_size, sha256)
@@ -111,6 +117,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
   return manifest
 
 
+def require_there(folder: Path, shards: Iterable[Shard]) -> None:
+  """Raises ValueError where a shard is missing or has another size."""
+  for shard in shards:
+    file = folder / shard.name
+    size = file.stat().st_size if file.is_file() else None
+    if size != shard.bytes:
+      found = "is missing" if size is None else f"has {size} bytes"
+      raise ValueError(
+        f"{file} {found}, the manifest says {shard.bytes} bytes; copy it again, or delete the "
+        "folder and prepare the text again"
+      )
+
+
 class Shards:
   """The examples of a split, by random access; each shard is checked when it is first used.
 
@@ -142,15 +161,7 @@ class Shards:
     self._ends = np.cumsum([shard.examples for shard in shards]).tolist()
     self._readers: dict[int, Any] = {}
     self._lock = threading.Lock()
-    for shard in shards:
-      file = folder / shard.name
-      size = file.stat().st_size if file.is_file() else None
-      if size != shard.bytes:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise ValueError(
-          f"{file} {found}, the manifest says {shard.bytes} bytes; copy it again or prepare the "
-          "text again"
-        )
+    require_there(folder, shards)
 
   def __len__(self) -> int:
     """Number of examples."""

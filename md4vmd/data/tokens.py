@@ -26,7 +26,13 @@ class Tokens(Dataset):
   columns = 16  # words are wider than characters
 
   def __init__(
-    self, *, path: str, length: int = 1024, tokenizer: str | None = None, verify: bool = True
+    self,
+    *,
+    path: str,
+    length: int = 1024,
+    tokenizer: str | None = None,
+    verify: bool = True,
+    prepare: str = "--source FILES --tokenizer gpt2:FOLDER",
   ):
     """Reads the manifest and the tokenizer; shards are opened when they are used.
 
@@ -35,6 +41,7 @@ class Tokens(Dataset):
       length: L; that of the preparation.
       tokenizer: name of the tokenizer that it must be, see `tokenizers.make`; None for any.
       verify: whether the SHA-256 of each shard is compared before its first use.
+      prepare: options of `prepare_text` that make it, named where nothing is prepared.
 
     Raises:
       FileNotFoundError: nothing is prepared there.
@@ -44,8 +51,8 @@ class Tokens(Dataset):
     if not (folder / shards.MANIFEST).is_file():
       state = "is not finished" if (folder / "work").is_dir() else "does not exist"
       raise FileNotFoundError(
-        f"prepared text {path} {state}: python -m md4vmd.data.prepare_text --source FILES or "
-        f"hub:Skylion007/openwebtext --tokenizer gpt2:FOLDER --length {length} --out {path}"
+        f"prepared text {path} {state}: python -m md4vmd.data.prepare_text {prepare} "
+        f"--length {length} --out {path}"
       )
     manifest = shards.read_manifest(folder)
     self.tokenizer = tokenizers.load(folder / shards.TOKENIZER)

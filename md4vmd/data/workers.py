@@ -31,13 +31,26 @@ class Workers:
       self._pool.shutdown(cancel_futures=True)
 
   def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-    """The results in order; a few jobs are read ahead and no more, so that memory is bounded."""
+    """The results in order; a few jobs are read ahead and no more, so that memory is bounded.
+
+    Raises:
+      ChildProcessError: a worker came to an end before its job did.
+    """
     if self._pool is None:
       yield from map(function, jobs)
       return
+    try:
+      yield from self._ahead(self._pool, function, jobs)
+    except concurrent.futures.BrokenExecutor as error:
+      raise ChildProcessError(
+        "a worker came to an end before its job did, perhaps killed for want of memory; the same "
+        "command continues, with fewer workers in less memory"
+      ) from error
+
+  def _ahead(self, pool, function, jobs):
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     for job in jobs:
-      pending.append(self._pool.submit(function, job))
+      pending.append(pool.submit(function, job))
       if len(pending) > 2 * self._count:
         yield pending.popleft().result()
     while pending:

@@ -27,7 +27,9 @@ def tokenizer_of(model: Model, where: str) -> Tokenizer:
   return tokenizer
 
 
-def conditional_bounds(scorer: Scorer, params: Any, pairs: Sequence[tuple[str, str]]) -> Bounds:
+def conditional_bounds(
+  scorer: Scorer, params: Any, pairs: Sequence[tuple[str, str]]
+) -> tuple[Bounds, int]:
   """Bounds on -log p(answer | prompt) of (prompt, answer) pairs, in nats by draw.
 
   The prompt is given, the answer alone is masked and scored. The bound is that of decoding the
@@ -37,10 +39,16 @@ def conditional_bounds(scorer: Scorer, params: Any, pairs: Sequence[tuple[str, s
     scorer: a model and its number of draws.
     params: parameters.
     pairs: the texts.
+
+  Returns:
+    The bounds, and how many prompts lost their beginning for want of room.
+
+  Raises:
+    ValueError: the data have no tokenizer, or an answer has no tokens or too many.
   """
-  dataset = scorer.model.dataset
   tokenizer = tokenizer_of(scorer.model, "the likelihood of answers")
-  return scorer.score(params, answers.rows(tokenizer, pairs, dataset.length).source)
+  packed = answers.rows(tokenizer, pairs, scorer.model.dataset.length)
+  return scorer.score(params, packed.source), packed.shortened
 
 
 class Answers:
@@ -54,7 +62,7 @@ class Answers:
   """
 
   def __init__(self, model: Model, path: str = "", draws: int = 16, limit: int | None = None):
-    self.tokenizer = tokenizer_of(model, "evaluators.answers")
+    tokenizer_of(model, "evaluators.answers")
     self.questions = answers.read(Path(path))[:limit] if path else []
     self.model, self.scorer = model, Scorer(model, draws)
 
@@ -65,8 +73,7 @@ class Answers:
     if not questions:
       return {"convention": "no questions: set evaluators.answers.path to a file of JSON lines"}
     pairs = [(q.prompt, choice) for q in questions for choice in q.choices]
-    packed = answers.rows(self.tokenizer, pairs, self.model.dataset.length)
-    bounds = self.scorer.score(params, packed.source)
+    bounds, shortened = conditional_bounds(self.scorer, params, pairs)
     nats_NxK = bounds.nats_NxK["nelbo"]
     starts = np.cumsum([0, *(len(q.choices) for q in questions)])
     right = starts[:-1] + np.array([q.right for q in questions])
@@ -84,9 +91,10 @@ class Answers:
         figures |= share(f"answers/{name}", np.equal(chosen, right))
     return figures | {
       "answers/questions": len(questions),
-      "answers/prompts_shortened": packed.shortened,
+      "answers/prompts_shortened": shortened,
       "convention": f"{self.scorer.convention}; the prompt is given, the answer alone is scored",
       "draws": self.scorer.draws,
+      "standard_error_by_draws": self.scorer.by_draws("answers/nelbo", figures),
     }
 
 

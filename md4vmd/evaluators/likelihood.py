@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,12 @@ class Scorer:
     nats_NxK, tokens_N = walk.over(self.model, source, measure, limit=limit)
     return Bounds(*jax.tree.map(lambda leaf: leaf.astype(np.float64), (nats_NxK, tokens_N)))
 
+  def by_draws(self, prefix: str, figures: Mapping[str, float]) -> str:
+    """What standard error other numbers of draws would have, in words."""
+    if getattr(self.objective, "attends", "all") == "left":
+      return "nothing is drawn"
+    return metrics.draws_words(prefix, figures, self.draws)
+
   @property
   def convention(self) -> str:
     """What the figures are, in words."""
@@ -104,4 +111,8 @@ class Likelihood:
     elif self.limit is None:
       examples, tokens = (figures[f"{self.split}/{unit}"] for unit in ("examples", "tokens"))
       figures |= metrics.report(self.split, "exact_entropy", entropy_nats * examples, tokens)
-    return figures | {"convention": self.scorer.convention, "draws": self.scorer.draws}
+    return figures | {
+      "convention": self.scorer.convention,
+      "draws": self.scorer.draws,
+      "standard_error_by_draws": self.scorer.by_draws(f"{self.split}/nelbo", figures),
+    }

@@ -18,14 +18,15 @@ from md4vmd.evaluators.answers import share, tokenizer_of
 from md4vmd.evaluators.likelihood import Scorer
 
 _COLUMNS = ("set", "convention", "perplexity", "+-", "bits/token", "+-", "scored", "dropped")
-_COLUMNS += ("ppl/word", "bits/byte")
+_COLUMNS += ("over limit", "ppl/word", "bits/byte")
 
 
 class ZeroShot:
   """Perplexity of published sets from local files, each by each convention of packing.
 
-  Per word and per byte: the nats per scored token, times all tokens of the set, over the words of
-  the text as published and over the bytes of the text as it is scored.
+  Per word and per byte: the nats of the scored chunks, times all tokens of the set over those of
+  its text in these chunks, over the words of the text as published and over the bytes of the text
+  as it is scored.
 
   Args:
     model: what the config built; its data are tokens of a tokenizer.
@@ -58,11 +59,11 @@ class ZeroShot:
       for name, path in paths.items()
       for convention in conventions
     }
-    self.passages = None
-    if "lambada" in paths:
-      questions = answers.last_words(paths["lambada"])[:limit]
+    self.passages = {}
+    for name in [name for name in paths if name in corpora.PASSAGES]:
+      questions = answers.last_words(name, paths[name])[:limit]
       pairs = [(question.prompt, question.choices[0]) for question in questions]
-      self.passages = answers.rows(self.tokenizer, pairs, model.dataset.length)
+      self.passages[name] = answers.rows(self.tokenizer, pairs, model.dataset.length)
     self._fill = jax.jit(
       functools.partial(
         steps.sample_step,
@@ -81,12 +82,16 @@ class ZeroShot:
       prefix = f"{name}/{convention}"
       figures |= self._score(prefix, packed, params)
       rows.append([name, convention, *_shown(prefix, figures)])
-    if self.passages is not None:
-      figures |= self._last_words(params)
+    by_draws = [
+      [*names, self.scorer.by_draws(f"{'/'.join(names)}/nelbo", figures)] for names in self.packed
+    ]
+    for name, passages in self.passages.items():
+      figures |= self._last_words(name, passages, params)
     return figures | {
       "convention": f"{self.scorer.convention}; sets as packed by their convention",
       "draws": self.scorer.draws,
       "table": "\n" + _table([_COLUMNS, *rows]),
+      "standard_error_by_draws": "\n" + _table(by_draws),
     }
 
   def _score(self, prefix: str, packed: corpora.Packed, params: Any) -> dict[str, float]:
@@ -94,10 +99,12 @@ class ZeroShot:
     nats_NxK = bounds.nats_NxK["nelbo"]
     figures = metrics.likelihood_report(prefix, nats_NxK.mean(1), bounds.tokens_N, unit="token")
     figures |= metrics.draws_report(f"{prefix}/nelbo", nats_NxK, bounds.tokens_N)
-    nats = figures[f"{prefix}/nelbo_nats_per_token"] * packed.tokens
+    chunk = self.model.dataset.length - packed.framed
+    nats = float(nats_NxK.mean(1).sum()) * packed.tokens / (chunk * len(nats_NxK))
     per = {"word": nats / packed.words, "byte": nats / packed.bytes}
     return figures | {
       f"{prefix}/tokens_dropped": packed.dropped,
+      f"{prefix}/tokens_over_limit": chunk * (len(packed.source) - len(nats_NxK)),
       f"{prefix}/tokens_of_the_set": packed.tokens,
       f"{prefix}/documents": packed.documents,
       f"{prefix}/words": packed.words,
@@ -106,22 +113,21 @@ class ZeroShot:
       f"{prefix}/bits_per_byte": per["byte"] / math.log(2),
     }
 
-  def _last_words(self, params: Any) -> dict[str, Any]:
+  def _last_words(self, name: str, passages: answers.Rows, params: Any) -> dict[str, Any]:
     """Share of the passages of LAMBADA whose last word is found, token by token, most likely first.
 
     A model with a schedule for each token reveals them in its own order.
     """
-    assert self.passages is not None
     key = rngs.stream(self.model.seed, 0, "last_words")
 
     def measure(batch):
       return (self._fill(params, batch, key).x_BxL == batch.x_BxL).all(-1)
 
-    is_hit_N = walk.over(self.model, self.passages.source, measure)
-    figures = share("lambada/last_word_accuracy", is_hit_N)
+    is_hit_N = walk.over(self.model, passages.source, measure)
+    figures = share(f"{name}/last_word_accuracy", is_hit_N)
     return figures | {
-      "lambada/passages": len(is_hit_N),
-      "lambada/passages_shortened": self.passages.shortened,
+      f"{name}/passages": len(is_hit_N),
+      f"{name}/passages_shortened": passages.shortened,
     }
 
 
@@ -148,6 +154,7 @@ def _shown(prefix: str, figures: dict[str, Any]) -> list[str]:
     f"{get('nelbo_bits_per_token_standard_error'):.3f}",
     f"{get('tokens'):,.0f}",
     f"{get('tokens_dropped'):,}",
+    f"{get('tokens_over_limit'):,}",
     f"{get('perplexity_per_word'):.4g}",
     f"{get('bits_per_byte'):.3f}",
   ]

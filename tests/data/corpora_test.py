@@ -1,9 +1,11 @@
+import gzip
 import json
 
 import numpy as np
 import pytest
 
 from md4vmd.data import answers, corpora, tokenizers
+from tests.three_documents import LENGTH, SETS, write
 
 BYTES = tokenizers.make("bytes")
 E = 256  # ends a document of bytes
@@ -22,8 +24,13 @@ E = 256  # ends a document of bytes
     ("ptb", "the firm 's and\\/or the firms ' N N x", "the firm's and/or the firms' 1 1 x"),
     ("lm1b", 'He said : " no " , didn \'t he ?', 'He said: "no", didn\'t he?'),
     ("lm1b", "It cost $ 5 ( or £ 4 ) at http : / / x y .", "It cost $5 (or £4) at http://x y."),
-    ("lambada", "`` nineteen , '' she did n't say , i 'm", "\n\"nineteen,\" she didn't say, i'm"),
-    ("lambada", "“Straight” it ’s", '\n"Straight" it\'s'),
+    ("lambada", " “Straight” it ’s\nok , ``n't . ", '\n"Straight" it ’s\nok , ``n\'t .'),
+    (
+      "lambada_tokenized",
+      "`` nineteen , '' she did n't say , i 'm",
+      "\n\"nineteen,\" she didn't say, i'm",
+    ),
+    ("lambada_tokenized", "“Straight” it ’s", '\n"Straight" it\'s'),
     ("scientific", "a ( b ) , c ?", "a (b), c?"),
   ],
 )
@@ -31,48 +38,33 @@ def test_published_spacing_is_undone(name, published, text):
   assert corpora.DETOKENIZERS[name](published) == text
 
 
-def write(tmp_path, name, rows):
-  field = corpora.SETS[name].field
-  path = tmp_path / f"{name}.jsonl"
-  path.write_text("".join(json.dumps({field: row}) + "\n" for row in rows))
-  return path
-
-
-# Three documents of each set: words as published, and the text as it is scored.
-THREE = {
-  "lambada": (["a b", "`` c '' d", "e"], 7, ["\na b", '\n"c" d', "\ne"]),
-  "wikitext2": (["", " = A = ", "b , c . "], 7, ["", " = A =\n", "b, c.\n"]),
-  "wikitext103": (["", " = A = ", "b @-@ c"], 6, ["", " = A =\n", "b-c\n"]),
-  "ptb": (["a 's N b", "<unk>", "c"], 6, ["a's 1 b", "?", "c"]),
-  "1bw": (["a , b ?", "c", "$ d"], 7, ["a, b?", "c", "$d"]),
-  "ag_news": (["a , b", "c", "d"], 5, ["a , b", "c", "d"]),
-  "pubmed": (["a ( b )", "c", "d ?"], 7, ["a (b)", "c", "d?"]),
-  "arxiv": (["a @xmath0 , b", "c", "d"], 6, ["a @xmath0, b", "c", "d"]),
-}
-
-
 def test_every_set_has_its_three_documents():
-  assert THREE.keys() == corpora.SETS.keys()
+  assert SETS.keys() == corpora.SETS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(corpora.SETS))
+def test_a_set_is_read_as_published_and_as_it_is_scored(tmp_path, name):
+  assert "".join(f"{text}|" for _, text in corpora.read(name, write(tmp_path, name))) == (
+    SETS[name].joined
+  )
 
 
 @pytest.mark.parametrize("name", sorted(corpora.SETS))
 def test_radd_v1_joins_documents_by_their_end_and_drops_what_fills_no_chunk(tmp_path, name):
-  rows, words, texts = THREE[name]
-  stream = [token for text in texts for token in (*text.encode(), E)]
-  packed = corpora.pack(name, write(tmp_path, name, rows), BYTES, length=4, convention="radd-v1")
-  whole = len(stream) // 4 * 4
-  assert packed.source.x_NxL.ravel().tolist() == stream[:whole]
-  assert (packed.documents, packed.words) == (3, words)
-  assert (packed.tokens, packed.dropped) == (len(stream), len(stream) - whole)
-  assert packed.bytes == sum(map(len, texts)) == len(stream) - 3
+  three = SETS[name]
+  stream = [E if byte == ord("|") else byte for byte in three.joined.encode()]
+  path = write(tmp_path, name)
+  packed = corpora.pack(name, path, BYTES, length=LENGTH, convention="radd-v1")
+  assert packed.source.x_NxL.ravel().tolist() == stream[: LENGTH * three.chunks["radd-v1"].count]
+  assert packed.framed == 0
 
 
 def test_mdlm_v1_frames_every_chunk_by_ends_of_documents(tmp_path):
-  path = write(tmp_path, "ag_news", ["abc", "de", "f"])  # a b c E d e E f E
+  path = write(tmp_path, "ag_news", ("abc", "de", "f"))  # a b c E d e E f E
   packed = corpora.pack("ag_news", path, BYTES, length=6, convention="mdlm-v1")
   a, b, c, d, e, f = b"abcdef"
   assert packed.source.x_NxL.tolist() == [[E, a, b, c, E, E], [E, d, e, E, f, E]]
-  assert (packed.tokens, packed.dropped, packed.bytes) == (9, 1, 6)
+  assert (packed.tokens, packed.dropped, packed.framed, packed.bytes) == (9, 1, 2, 6)
 
 
 def test_a_line_of_plain_text_is_a_document(tmp_path):
@@ -82,8 +74,40 @@ def test_a_line_of_plain_text_is_a_document(tmp_path):
   assert packed.source.x_NxL.ravel().tolist() == stream[:12] and packed.dropped == 1
 
 
+def test_the_plain_text_of_the_penn_treebank_is_its_published_rows(tmp_path):
+  rows = write(tmp_path, "ptb")
+  (tmp_path / "ptb.txt").write_text("".join(f"{row}\n" for row in SETS["ptb"].rows))
+  assert list(corpora.read("ptb", tmp_path / "ptb.txt")) == list(corpora.read("ptb", rows))
+  (tmp_path / "ptb.txt").write_text(" pay $ N \n sales of N \n")
+  assert [text for _, text in corpora.read("ptb", tmp_path / "ptb.txt")] == [
+    "pay $ N",  # as in the published rows, a number that ends a line stays N
+    "sales of N",
+  ]
+
+
+@pytest.mark.parametrize("file", ["test.txt", "test.txt.gz", "test.jsonl"])
+def test_the_release_of_papers_is_read_as_articles(tmp_path, file):
+  rows = [{"article_id": "1", "article_text": ["a b , c", "d"], "abstract_text": ["no"]}]
+  rows.append({"article_id": "2", "article_text": ["e"]})
+  raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
+  (tmp_path / file).write_bytes(gzip.compress(raw) if file.endswith(".gz") else raw)
+  read = list(corpora.read("arxiv", tmp_path / file))
+  assert read == [("a b , c\nd", "a b, c\nd"), ("e", "e")]
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+  (tmp_path / "wiki.txt").write_text('{"text": "a"}\n')
+  with pytest.raises(ValueError, match=r"wiki\.txt: its first line .* call it \.jsonl"):
+    list(corpora.read("wikitext2", tmp_path / "wiki.txt"))
+  (tmp_path / "wiki.txt").write_text("{ braces } are text\n")
+  assert len(list(corpora.read("wikitext2", tmp_path / "wiki.txt"))) == 1
+  (tmp_path / "test.csv.gz").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"test\.csv\.gz: tables of text are not read"):
+    list(corpora.read("ag_news", tmp_path / "test.csv.gz"))
+
+
 def test_sets_that_cannot_be_packed_are_refused(tmp_path):
-  path = write(tmp_path, "ag_news", ["abc"])
+  path = write(tmp_path, "ag_news", ("abc",))
   pack = lambda name, path, length, convention: corpora.pack(
     name, path, BYTES, length=length, convention=convention
   )
@@ -150,8 +174,19 @@ def test_only_the_answer_is_free_and_what_follows_it_is_unknown():
     answers.rows(BYTES, [("a", " bcdefg")], length=6)
 
 
-def test_the_last_words_of_passages_are_questions(tmp_path):
-  (tmp_path / "lambada.txt").write_text("he said hello , bob\nword\n")
-  assert answers.last_words(tmp_path / "lambada.txt") == [
-    answers.Question("\nhe said hello,", (" bob",), 0)
-  ]
+@pytest.mark.parametrize(
+  ("name", "passage", "prompt", "word"),
+  [
+    ("lambada_tokenized", "he said hello , bob", "\nhe said hello,", " bob"),
+    ("lambada_tokenized", "he said , `` bob", '\nhe said, "', "bob"),
+    ("lambada_tokenized", "they did n't", "\nthey", " didn't"),
+    ("lambada", "He said hello, Bob.", "\nHe said hello,", " Bob"),
+    ("lambada", 'He said: "Hello Bob!"', '\nHe said: "Hello', " Bob"),
+    ("lambada", "He said: “Bob.” ", '\nHe said: "', "Bob"),
+    ("lambada", "He said\nBob", "\nHe said\n", "Bob"),
+    ("lambada", "He is well-known", "\nHe is", " well-known"),
+  ],
+)
+def test_the_last_words_of_passages_are_questions(tmp_path, name, passage, prompt, word):
+  path = write(tmp_path, name, (passage, "word", "“word”", "..."))
+  assert answers.last_words(name, path) == [answers.Question(prompt, (word,), 0)]

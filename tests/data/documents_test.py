@@ -31,6 +31,26 @@ def test_plain_text_is_a_document_a_line_or_a_paragraph(write, name):
   assert read(path, unit="paragraph") == ["one\ntwo", "three"]
 
 
+def test_the_last_paragraph_ends_like_the_others(write):
+  path = write("a.txt", "one\ntwo\n\nthree\n")
+  assert read(path, unit="paragraph") == ["one\ntwo", "three"]
+  assert read(path) == ["one\ntwo\n\nthree\n"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_byte_order_mark_is_no_text(write, name):
+  path = write(name, b"\xef\xbb\xbf" + (b'{"text": "a"}\n' if "jsonl" in name else b"a"))
+  assert read(path) == ["a"]
+  assert read(path, unit="line") == ["a"]
+
+
+def test_a_text_may_be_a_list_or_have_one_of_several_names(write):
+  path = write("a.jsonl", '{"body": ["a", "b"]}\n{"text": "c", "body": []}\n{"body": []}\n')
+  assert read(path, field=("text", "body")) == ["a\nb", "c", ""]
+  with pytest.raises(ValueError, match="line 1: no text in the field 'text'; it has: body"):
+    read(write("b.jsonl", '{"body": ["a", 3]}\n'), field=("text", "body"))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
 def test_objects_hold_their_text_in_a_field(write, name):
   path = write(name, '{"text": "a\\nb", "n": 1}\n\n{"text": ""}\n')
@@ -98,10 +118,13 @@ def test_a_gzip_file_that_is_cut_short_is_named(write, tmp_path):
 
 def test_documents_and_lines_are_bounded(write, monkeypatch):
   monkeypatch.setattr(documents, "_LARGEST", 8)
-  with pytest.raises(ValueError, match="a document is larger than 8 bytes; choose a smaller unit"):
+  with pytest.raises(ValueError, match=r"a document is larger than 8 bytes; .*unit"):
     read(write("a.txt", "12345\n6789\n"))
-  with pytest.raises(ValueError, match="a line is too long"):
+  with pytest.raises(ValueError, match="a line is longer than 8 bytes; break it"):
     read(write("a.txt", "123456789"), unit="line")
+  monkeypatch.setattr(documents, "_LARGEST", 30)
+  with pytest.raises(ValueError, match="line 1: 31 characters are too many for a document"):
+    documents._text({"text": "x" * 31}, ("text",), "a.parquet, line 1")
 
 
 def test_files_of_patterns_come_in_the_order_of_their_paths_and_once(write, tmp_path):

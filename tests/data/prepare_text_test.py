@@ -12,6 +12,7 @@ import pytest
 from md4vmd.data import pieces, prepare_text, shards
 from md4vmd.data.prepare_text import Options
 from md4vmd.data.tokens import Tokens
+from md4vmd.data.workers import Workers
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 E = 256  # ends a document of bytes
@@ -114,35 +115,39 @@ _KILLED = """
 import os, pathlib, random, signal, sys, time
 from md4vmd.data import pieces, prepare_text
 pieces.SIZE, prepare_text._SHARD = 300, 80
-source, whole, out = sys.argv[1], *map(pathlib.Path, sys.argv[2:])
-run = lambda out: prepare_text.prepare(prepare_text.Options(source, out, "bytes", 8))
+source, whole, out = sys.argv[1], *map(pathlib.Path, sys.argv[2:4])
+workers, kills = map(int, sys.argv[4:])
+run = lambda out, workers: prepare_text.prepare(
+  prepare_text.Options(source, out, "bytes", 8, workers=workers)
+)
 made = lambda: len([*out.glob("work/piece-*.npz"), *out.glob("*.arrayrecord")])
-run(whole)
-for target in sorted(random.Random(0).sample(range(60), 5)):
+run(whole, 1)
+for target in sorted(random.Random(0).sample(range(60), kills)):
   child = os.fork()
   if not child:
-    run(out)
+    run(out, workers)
     os._exit(0)
   while made() < target and not (out / "manifest.json").exists():
     time.sleep(0.001)
   os.kill(child, signal.SIGKILL)
   _, status = os.waitpid(child, 0)
   print("killed" if os.WIFSIGNALED(status) else "was over", made(), flush=True)
-run(out)
+run(out, workers)
 """
 
 
-def test_a_run_killed_five_times_ends_in_the_same_bytes(corpus, tmp_path):
+@pytest.mark.parametrize(("workers", "kills"), [(1, 5), (2, 1)])
+def test_a_run_killed_at_random_places_ends_in_the_same_bytes(corpus, tmp_path, workers, kills):
   source, folders = corpus(words(900)), [str(tmp_path / name) for name in ("whole", "out")]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(
-    [sys.executable, "-c", _KILLED, source, *folders],
+    [sys.executable, "-c", _KILLED, source, *folders, str(workers), str(kills)],
     env=environment,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stdout.count("killed") >= 3, done.stdout  # a slow machine may miss the moment
+  assert done.stdout.count("killed") >= (kills + 1) // 2, done.stdout  # a slow machine may miss one
   whole, out = (files_of(pathlib.Path(folder)) for folder in folders)
   assert len(whole) > 20
   assert out == whole
@@ -166,6 +171,73 @@ def test_a_folder_keeps_to_what_it_was_begun_with(corpus, tmp_path):
   corpus(words(31))
   with pytest.raises(ValueError, match="another files"):
     prepare_text.prepare(Options(source, out, "bytes", 8))
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_file_that_was_edited_is_refused_though_its_size_is_the_same(
+  corpus, tmp_path, monkeypatch, is_finished
+):
+  options = Options(corpus(words(30)), tmp_path / "out", "bytes", 8)
+  with monkeypatch.context() as patched:
+    if not is_finished:
+      patched.setattr(prepare_text, "_cut", lambda *_: 1 / 0)
+      with pytest.raises(ZeroDivisionError):
+        prepare_text.prepare(options)
+    else:
+      prepare_text.prepare(options)
+  path = pathlib.Path(options.source)
+  path.write_text(path.read_text().replace('."', '!"'))
+  with pytest.raises(ValueError, match=r"out holds a preparation of another files \(\[\['corpus"):
+    prepare_text.prepare(options)
+
+
+def test_a_finished_folder_that_lost_a_shard_is_not_called_done(corpus, tmp_path):
+  options = Options(corpus(words(30)), tmp_path / "out", "bytes", 8)
+  prepare_text.prepare(options)
+  (tmp_path / "out/train-00000-of-00001.arrayrecord").unlink()
+  with pytest.raises(ValueError, match=r"train-00000-of-00001\.arrayrecord is missing"):
+    prepare_text.prepare(options)
+
+
+def test_a_character_without_a_token_is_named_with_its_file(corpus, tmp_path):
+  corpus(["abc"], "1.jsonl")
+  corpus(["def", "Hello"], "2.jsonl")
+  source = f"{tmp_path}/*.jsonl"
+  options = Options(source, tmp_path / "out", "characters", 2)
+  with pytest.raises(ValueError, match=r"2\.jsonl: 'H' has no token: the text may hold ' abc"):
+    prepare_text.prepare(options)
+
+
+class Full:
+  """A writer on a full disk."""
+
+  def __init__(self, *_):
+    pass
+
+  def write(self, _):
+    raise RuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+
+def test_a_full_disk_is_told_in_one_line(corpus, tmp_path, monkeypatch):
+  arguments = f"--source {corpus(words(30))} --out {tmp_path}/out --tokenizer bytes --length 8"
+  monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
+  with pytest.raises(SystemExit, match=r"^error: .* cannot be written \(RES.*the disk full\?$"):
+    prepare_text.main(arguments.split())
+
+
+def test_a_worker_that_comes_to_an_end_is_an_error_of_the_system():
+  with Workers(2) as workers, pytest.raises(OSError, match="a worker came to an end before its"):
+    list(workers.run(os._exit, [1]))
+
+
+def test_without_a_terminal_progress_is_lines(corpus, tmp_path, monkeypatch, capfd):
+  prepare_text.prepare(Options(corpus(words(30)), tmp_path / "short", "bytes", 8))
+  assert "%" not in capfd.readouterr().err
+  monkeypatch.setattr(prepare_text, "_LINE_EVERY", 1e-9)
+  monkeypatch.setattr(pieces, "SIZE", 77)
+  prepare_text.prepare(Options(corpus(words(30)), tmp_path / "out", "bytes", 8))
+  shown = capfd.readouterr().err
+  assert shown.count("\n") > 3 and "\r" not in shown and "tokens/s" in shown and "100%" in shown
 
 
 @pytest.mark.parametrize(
@@ -217,6 +289,19 @@ def test_the_command_reads_all_options_and_answers_in_one_line(corpus, tmp_path,
 def test_wide_vocabularies_are_stored_in_four_bytes():
   assert shards.token_dtype(2**16) == np.dtype("<u2")
   assert shards.token_dtype(2**16 + 1) == np.dtype("<u4")
+
+
+def test_tokens_above_two_bytes_come_back(corpus, tmp_path):
+  marks = "".join(chr(0x10000 + i) for i in range(70_000))
+  (tmp_path / "marks.txt").write_text(marks, encoding="utf-8")
+  texts, out = [marks[0] + marks[65_535] * 2 + marks[65_536], marks[69_999]], tmp_path / "out"
+  prepare_text.prepare(Options(corpus(texts), out, f"characters:{tmp_path}/marks.txt", 7))
+  expected = [0, 65_535, 65_535, 65_536, 70_000, 69_999, 70_000]
+  assert tokens_of(out, "train", 7) == expected
+  dataset = Tokens(path=str(out), length=7)
+  assert dataset.decode(dataset.split("train")[0]["x"]) == "<|endoftext|>".join([*texts, ""])
+  (shard,) = out.glob("train-*")
+  assert np.array(expected, "<u4").tobytes() in shard.read_bytes()
 
 
 def test_a_dataset_of_the_hub_is_prepared_like_files(corpus, tmp_path, monkeypatch):
