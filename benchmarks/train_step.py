@@ -3,10 +3,11 @@
 Before anything is timed, loss and gradients of both are compared on the benchmark's own batch.
 Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory; it
 draws masks as text is trained best, by tilted counts, which mask a third of the tokens on average;
-v50257_count is the same with every count as likely, so that it is half of them. Both sides of a
-comparison have the same masks; the plain one computes all rows whatever they are. v27 at least the same speed in at most half of it; genmd4_v50257, whose plain formulation holds the
-logits of two masked sets, at least 4 times the speed in at most .2 of the memory, and at most 2.2
-times the milliseconds of an MD4 step with the same network and batch (`md4_ratio`).
+v50257_count is the same with all counts as likely, so that it is half of them. Both sides of a
+comparison have the same masks; the plain one computes all rows whatever they are. v27 at least the
+same speed in at most half of the memory; genmd4_v50257, whose plain formulation holds the logits of
+two masked sets, at least 4 times the speed in at most .2 of the memory, and at most 2.2 times the
+milliseconds of an MD4 step with the same network and batch (`md4_ratio`).
 
 --public adds the naive step with one more pass over the logits, which the public MD4
 implementation makes; figures ending in `_public` are against it.
