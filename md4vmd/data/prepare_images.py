@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -114,7 +115,7 @@ def prepare(
   if not is_npz:
     image_records.write(out, made, (size, size, channels), len(names), fit)
     return
-  arrays = {"fit": np.array(fit)}
+  arrays: dict[str, Any] = {"fit": np.array(fit)}
   for split, pairs in made.items():
     images, labels = zip(*pairs, strict=True)
     arrays[f"{split}_images"] = np.stack(images)
