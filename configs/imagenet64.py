@@ -6,8 +6,12 @@ T=64/128/256/512: linear 193.8/128.2/72.9/50.2; linear over a cosine grid of tim
 42.1/25.2/18.3/18.2; cosine 47.5/23.8/17.8/18.7; class-conditional cosine 30.8/11.4/7.1/7.8.
 
 Data: Downsampled ImageNet's npz files (a pattern for --config.data.path and the validation file for
---config.data.valid_path), which are read into memory, or a folder of records:
-python -m md4vmd.data.prepare_images --train=train --valid=val --size=64 --out=imagenet64
+--config.data.valid_path), which are read into memory; a folder of records, made by
+python -m md4vmd.data.prepare_images --train=train --valid=val --size=64 --fit=stretch
+--out=imagenet64; or tfds:NAME. Sets called ImageNet 64x64 differ, so compare bits on the same files
+only: tfds:downsampled_imagenet/64x64 holds the unlabelled archives of image-net.org/small, while
+Downsampled ImageNet's files (arXiv 1707.08819), which are tfds:imagenet_resized/64x64 too, have
+labels, as have those that you prepare from folders of classes.
 
 Variants:
   small (default): a U-Net on patches of 4x4 pixels, to try the data on a CPU.

@@ -35,7 +35,7 @@ def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step =
   What is filled: the prompts, if the config has any; a region of the images of a split, if it
   names one; the puzzles of a split, if the data has clues; else whole sequences. Writes
   samples/<step>.npz and .png; of text also .txt, and .jsonl for prompts; of images also -film.png
-  and .gif.
+  and .gif, whose pictures show the first 64.
 
   Raises:
     ValueError: a prompt is too long, has nothing to fill, or holds characters without a token; a

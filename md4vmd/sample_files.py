@@ -13,6 +13,7 @@ from md4vmd.writers import say
 _FRAMES = 8
 _GIF_FRAMES = 32
 _ROWS = 8  # images in a film strip
+MOST_PICTURED = 64  # images in a grid and in a GIF
 
 
 def write(
@@ -25,7 +26,7 @@ def write(
   label_B: np.ndarray | None,
   samples: samplers.Samples,
 ) -> None:
-  """Writes samples/<step>.* and shows what can be read.
+  """Writes samples/<step>.* and shows what can be read; arrays hold all, pictures the first ones.
 
   Args:
     model: what the config built.
@@ -53,14 +54,16 @@ def write(
 
 
 def _write_images(folder, step, shape, samples) -> None:
-  """A grid of all samples, a film strip of the first ones and a GIF of all."""
-  x_BxL, call_BxL = samples.x_BxL, samples.call_BxL
+  """A grid and a GIF of the first MOST_PICTURED samples, and a film strip of fewer of them."""
+  count = len(samples.x_BxL)
+  x_BxL, call_BxL = samples.x_BxL[:MOST_PICTURED], samples.call_BxL[:MOST_PICTURED]
   *_, finished = gif = image_grids.stages(x_BxL, call_BxL, shape, _GIF_FRAMES)
   image_grids.grid(finished).save(folder / f"{step}.png")
   film = image_grids.stages(x_BxL[:_ROWS], call_BxL[:_ROWS], shape, _FRAMES)
   image_grids.film(film).save(folder / f"{step}-film.png")
   image_grids.save_gif(gif, folder / f"{step}.gif")
-  say(f"wrote {folder / str(step)}.npz, .png, -film.png and .gif")
+  shown = f" of the first {MOST_PICTURED} of {count}" if count > MOST_PICTURED else ""
+  say(f"wrote {folder / str(step)}.npz, and .png, -film.png and .gif{shown}")
 
 
 def _write_text(model, folder, step, prompts, free_BxL, tokens_BxL, samples, calls) -> None:

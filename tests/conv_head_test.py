@@ -122,11 +122,22 @@ def test_half_precision_features_give_float32_nats_and_gradients_close_to_float3
     np.testing.assert_allclose(value.astype(jnp.float32), right, atol=0.03 * scale)
 
 
-def _sizes(jaxpr):
+def _equations(jaxpr):
   for equation in jaxpr.eqns:
-    yield from (variable.aval.size for variable in equation.outvars)
+    yield equation
     for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      yield from _sizes(inner)
+      yield from _equations(inner)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_product_has_both_factors_in_the_dtype_of_the_features(dtype):
+  function = functools.partial(run, ours, row_losses.cross_entropy, None)
+  equations = _equations(jax.make_jaxpr(function)(*make(dtype=dtype)).jaxpr)
+  products = [each for each in equations if each.primitive.name == "dot_general"]
+  assert len(products) == 3  # the logits, and their gradient in the features and in the head
+  for product in products:
+    assert [factor.aval.dtype for factor in product.invars] == [dtype, dtype]
+    assert product.outvars[0].aval.dtype == jnp.float32
 
 
 def test_no_array_of_all_logits_exists_in_the_loss_or_its_gradient(monkeypatch):
@@ -135,7 +146,8 @@ def test_no_array_of_all_logits_exists_in_the_loss_or_its_gradient(monkeypatch):
 
   def largest(prediction):
     function = functools.partial(run, prediction, row_losses.cross_entropy, None)
-    return max(_sizes(jax.make_jaxpr(function)(*arrays).jaxpr))
+    equations = _equations(jax.make_jaxpr(function)(*arrays).jaxpr)
+    return max(variable.aval.size for each in equations for variable in each.outvars)
 
   assert 2 * L * V <= largest(ours) < 12 * L * V <= largest(plain)
 

@@ -140,3 +140,18 @@ def test_statistics_of_other_features_are_refused(tmp_path):
     fid.read_moments(str(path))
   with pytest.raises(ValueError, match="has no mu and sigma"):
     fid.read_moments(str(tmp_path / "none.npz"))
+
+
+def test_files_that_are_no_npz_or_damaged_are_refused(tmp_path):
+  path = tmp_path / "moments.npz"
+  with path.open("wb") as file:
+    np.save(file, np.zeros(2048))
+  single = path.read_bytes()
+  np.savez_compressed(path, mu=np.arange(2048.0), sigma=np.ones((2048, 2048)))
+  whole = path.read_bytes()
+  middle = len(whole) // 2
+  torn = whole[: middle - 20] + bytes(40) + whole[middle + 20 :]
+  for wrong in (b"", b"PK\3\4 and no more", single, whole[:-100], whole[:middle], torn):
+    path.write_bytes(wrong)
+    with pytest.raises(ValueError, match=r"statistics: .*moments\.npz has no mu and sigma: ."):
+      fid.read_moments(str(path))

@@ -196,19 +196,26 @@ def test_an_import_of_images_has_every_leaf_of_the_network(golden, network, sett
 
 
 @pytest.mark.parametrize(
-  ("key", "value", "found"),
+  ("golden", "key", "value", "found"),
   [
-    ("name", "unet", "uvit"),
-    ("depth", 3, 2),
-    ("conditioned_norms", False, True),
-    ("middle_depth", 1, 2),
-    ("middle_patch", 4, 2),
+    ("uvit", "name", "unet", "uvit"),
+    ("uvit", "depth", 3, 2),
+    ("uvit", "conditioned_norms", False, True),
+    ("uvit", "middle_depth", 1, 2),
+    ("uvit", "middle_patch", 4, 2),
+    ("unet", "heads", 4, 1),
+    ("unet", "time_conditioning", False, True),
+    ("unet", "ordinal", True, False),
+    ("unet", "absolute_positions", True, False),
+    ("unet", "patch", 2, 1),
+    ("uvit", "head_width", 32, None),
   ],
 )
-def test_an_import_of_images_that_contradicts_the_config_names_the_key(key, value, found):
+def test_an_import_of_images_that_contradicts_the_config_names_the_key(golden, key, value, found):
   message = f"network.{key} is {value} in the config and {found} in the MD4 parameters"
+  params = golden_params(IMAGES[["unet", "uvit"].index(golden)][0])
   with pytest.raises(ValueError, match=message):
-    networks.import_md4(golden_params(IMAGES[1][0]), IMAGE_SHAPE | {key: value})
+    networks.import_md4(params, IMAGE_SHAPE | {key: value})
 
 
 @both_images

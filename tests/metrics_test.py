@@ -87,6 +87,16 @@ def test_characters_and_dims_are_named_as_such(split):
   assert figures["x/nelbo_bits_per_character_standard_error"] > 0
 
 
+def test_bits_per_dimension_are_those_of_256_equal_values_by_hand():
+  tokens_N = np.array([12.0, 12.0])
+  nats_N = tokens_N * np.array([8.0, 6.0]) * math.log(2)
+  figures = metrics.likelihood_report("x", nats_N, tokens_N, unit="dim")
+  assert figures["x/nelbo_bits_per_dim"] == pytest.approx(7.0)
+  # Two equal sizes: the deviation sqrt(2) of 8 and 6 bits over sqrt(2).
+  assert figures["x/nelbo_bits_per_dim_standard_error"] == pytest.approx(1.0)
+  assert not any("per_character" in key for key in figures)
+
+
 @pytest.mark.parametrize("draws", [1, 2, 3, 5, 6, 7])
 def test_draws_that_are_all_equal_have_no_noise(split, draws):
   nats_N, tokens_N = split

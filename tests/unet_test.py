@@ -99,6 +99,23 @@ def test_near_values_have_near_features_and_the_mask_has_none():
   assert len(np.unique(np.round(np.asarray(features_PxF[:256]), 4), axis=0)) == 256
 
 
+def test_an_ordinal_embedding_adds_a_map_of_the_values_and_changes_the_logits():
+  network, params = make(ordinal=True)
+  plain, plain_params = make()
+  kernel = params["ordinal"]["kernel"]
+  assert kernel.shape == (17, 8) and "ordinal" not in plain_params
+  without = {key: leaf for key, leaf in params.items() if key != "ordinal"}
+  # The same as a table to which the map's features are added, and none are added to the mask's.
+  added = unet.intensities(V, len(params["embedding"])) @ kernel
+  moved = without | {"embedding": params["embedding"] + added}
+  base = logits(network, params)
+  np.testing.assert_allclose(base, logits(plain, moved), rtol=0, atol=1e-5 * np.abs(base).max())
+  assert np.abs(base - logits(plain, without)).max() > 1e-3
+  all_masked_BxL = jnp.full_like(ZT_BxL, V)
+  masked = (logits(network, params, all_masked_BxL), logits(plain, without, all_masked_BxL))
+  np.testing.assert_allclose(*masked, rtol=0, atol=1e-5 * np.abs(base).max())
+
+
 def test_labels_and_dropout_act_and_a_missing_label_is_refused():
   network, params = make(classes=3, dropout=0.5)
   label_B = jnp.array([0, 2])

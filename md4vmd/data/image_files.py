@@ -5,22 +5,21 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
-import json
 import math
 import re
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NoReturn
 
-import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from md4vmd.data.base import Arrays, Item, Source, require
+from md4vmd.data import image_records, image_tfds
+from md4vmd.data.base import require
+from md4vmd.data.image_splits import SPLITS, Images, in_memory
 
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 _CIFAR10_PICKLED_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -33,23 +32,7 @@ _CIFAR10_FILES = {
 }
 _IDX_FILES = {"train": "train", "valid": "t10k"}
 _MOST_IDX = 2**30  # bytes of an idx file, unzipped
-SPLITS = ("train", "valid")
-_INDEX = "images.json"  # beside the array records of a folder
-_LABEL = struct.Struct("<i")
-
-
-class Images(NamedTuple):
-  """The splits of a set of images.
-
-  Attributes:
-    splits: sources of {"x": int32 [H W C], "label": int32} by name; without labels no "label".
-    shape: (H, W, C).
-    classes: number of labels; 0 for none.
-  """
-
-  splits: Mapping[str, Source]
-  shape: tuple[int, int, int]
-  classes: int
+_OWN_SPLITS = "only npz files have a data.valid_path; these have splits of their own: unset it"
 
 
 def read(path: str, valid_path: str | None = None) -> Images:
@@ -64,58 +47,20 @@ def read(path: str, valid_path: str | None = None) -> Images:
     ValueError: it is in no format that is known, damaged, or executable.
   """
   if path.startswith("tfds:"):
-    return read_tfds(path.removeprefix("tfds:"))
+    require(valid_path is None, _OWN_SPLITS, path=path, valid_path=valid_path)
+    return image_tfds.read(path.removeprefix("tfds:"))
   if not Path(path).exists() and not glob.glob(path):
     raise FileNotFoundError(f"no images at {path!r}; correct data.path")
   for is_format, reader in FORMATS:
     if is_format(path):
       require(
-        valid_path is None or reader is read_npz,
-        "only npz files have a valid_path; these have splits of their own",
-        valid_path=valid_path,
+        valid_path is None or reader is read_npz, _OWN_SPLITS, path=path, valid_path=valid_path
       )
       return read_npz(path, valid_path) if reader is read_npz else reader(path)
   raise ValueError(
     f"{path!r} is in no format that is read here: an .npz, CIFAR-10's binary archive or folder, a "
     f"folder of MNIST's idx files, or one that md4vmd.data.prepare_images wrote"
   )
-
-
-def in_memory(arrays: Mapping[str, tuple[np.ndarray, np.ndarray | None]], where: str) -> Images:
-  """`Images` of {split: (uint8 images [N, H, W, C], labels [N] or None)}.
-
-  Raises:
-    ValueError: they are no such arrays, or differ between the splits.
-  """
-  splits, shapes, labelled, classes = {}, set(), set(), 0
-  for name, (images_NxHxWxC, label_N) in arrays.items():
-    require(
-      images_NxHxWxC.dtype == np.uint8 and images_NxHxWxC.ndim == 4 and len(images_NxHxWxC) > 0,
-      f"{where}, {name}: images are uint8 arrays of [count, height, width, channels]",
-      dtype=str(images_NxHxWxC.dtype),
-      shape=images_NxHxWxC.shape,
-    )
-    others = {}
-    if label_N is not None:
-      require(
-        label_N.shape == (len(images_NxHxWxC),)
-        and np.issubdtype(label_N.dtype, np.integer)
-        and label_N.min() >= 0,
-        f"{where}, {name}: labels are one number from 0 on for each image",
-        dtype=str(label_N.dtype),
-        shape=label_N.shape,
-      )
-      others["label"] = label_N.astype(np.int32)
-      classes = max(classes, int(label_N.max()) + 1)
-    shapes.add(images_NxHxWxC.shape[1:])
-    labelled.add(label_N is not None)
-    splits[name] = Arrays(images_NxHxWxC.reshape(len(images_NxHxWxC), -1), **others)
-  require(
-    len(shapes) == 1 and len(labelled) == 1,
-    f"{where}: the splits must be of one shape, and all or none of them have labels",
-    shapes=sorted(shapes),
-  )
-  return Images(splits, shapes.pop(), classes)
 
 
 def read_npz(path: str, valid_path: str | None = None) -> Images:
@@ -142,7 +87,8 @@ def read_npz(path: str, valid_path: str | None = None) -> Images:
 
 
 def _load_npz(pattern: str) -> list[dict[str, np.ndarray]]:
-  names = sorted(glob.glob(pattern)) or [pattern]
+  # A file of that name is meant, even where its name could be a pattern.
+  names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern)) or [pattern]
   loaded = []
   for name in names:
     try:
@@ -196,7 +142,9 @@ def _joined(path, files):
       shape=images.shape,
     )
     images = images.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
-    label_N = None if label_N is None else label_N - 1
+    if label_N is not None:
+      # Without a sign, 0 - 1 would be a label.
+      label_N = (label_N.astype(np.int64) if label_N.dtype.kind == "u" else label_N) - 1
   return images, label_N
 
 
@@ -233,10 +181,7 @@ def _archived(file: Path) -> Callable[[str], bytes]:
   with file.open("rb") as stream:
     md5 = hashlib.file_digest(stream, "md5").hexdigest()
   if md5 == _CIFAR10_PICKLED_MD5:
-    raise ValueError(
-      f"{file} is CIFAR-10's python version, whose files are pickles and may run any code; give "
-      "the binary version, cifar-10-binary.tar.gz"
-    )
+    refuse_pickles(str(file))
   require(
     md5 == CIFAR10_MD5,
     f"the archive is not CIFAR-10's cifar-10-binary.tar.gz, whose md5 is {CIFAR10_MD5}: fetch it "
@@ -255,10 +200,19 @@ def _archived(file: Path) -> Callable[[str], bytes]:
   return raw
 
 
+def refuse_pickles(path: str) -> NoReturn:
+  """Raises ValueError: CIFAR-10's python version is not read."""
+  raise ValueError(
+    f"{path} is CIFAR-10's python version, whose files are pickles and may run any code; give the "
+    "binary version, cifar-10-binary.tar.gz"
+  )
+
+
 def _sized(size: int, name: str, read_all: Callable[[], bytes]) -> bytes:
   require(
-    size > 0 and size % _CIFAR10_ROW == 0 and size <= _CIFAR10_FILE,
-    f"a file of CIFAR-10 holds up to 10,000 rows of {_CIFAR10_ROW} bytes: fetch it again",
+    size == _CIFAR10_FILE,
+    f"a file of CIFAR-10 holds 10,000 rows of {_CIFAR10_ROW} bytes: fetch it again; give a part of "
+    "the images as an .npz",
     file=name,
     bytes=size,
   )
@@ -294,106 +248,6 @@ def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
   return np.frombuffer(raw, np.uint8).reshape(header[1:])
 
 
-class Records:
-  """Images in an ArrayRecord file: a label of four bytes, then the bytes of the image."""
-
-  def __init__(self, file: Path, size: int, *, classes: int):
-    self.file, self.size, self.classes = file, size, classes
-    self._records: Any = grain.sources.ArrayRecordDataSource(str(file))
-
-  def __len__(self) -> int:
-    """Number of examples."""
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> Item:
-    """The example of that number. Raises ValueError where its size or label is wrong."""
-    record = self._records[index]
-    require(
-      len(record) == _LABEL.size + self.size,
-      f"{self.file}: a record has {_LABEL.size} + {self.size} bytes; prepare the images again",
-      record=index,
-      bytes=len(record),
-    )
-    item: Item = {"x": np.frombuffer(record, np.uint8, offset=_LABEL.size).astype(np.int32)}
-    if self.classes:
-      (label,) = _LABEL.unpack_from(record)
-      require(
-        0 <= label < self.classes,
-        f"{self.file}: a label is below the {self.classes} classes; prepare the images again",
-        record=index,
-        label=label,
-      )
-      item["label"] = np.asarray(label, np.int32)
-    return item
-
-
-def write_records(file: Path, pairs: Iterable[tuple[np.ndarray, int]]) -> None:
-  """Writes (uint8 image, label) pairs as the records that `Records` reads, any of them at once."""
-  writer = ArrayRecordWriter(str(file), "group_size:1")
-  for image_HxWxC, label in pairs:
-    writer.write(_LABEL.pack(label) + np.ascontiguousarray(image_HxWxC, np.uint8).tobytes())
-  writer.close()
-
-
-def write_index(folder: Path, shape: tuple[int, ...], classes: int) -> None:
-  """Says what the records of a folder are."""
-  text = json.dumps({"shape": list(shape), "classes": classes})
-  (folder / _INDEX).write_text(text + "\n", encoding="utf-8")
-
-
-def read_records(path: str) -> Images:
-  """A folder that md4vmd.data.prepare_images wrote: images.json and SPLIT.array_record."""
-  folder = Path(path)
-  try:
-    about = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    height, width, channels = map(int, about["shape"])
-    classes = int(about["classes"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{folder / _INDEX} does not give the shape and the classes") from error
-  shape = height, width, channels
-  splits = {}
-  for name in SPLITS:
-    file = folder / f"{name}.array_record"
-    require(file.is_file(), "the folder lacks the file: prepare the images again", file=str(file))
-    splits[name] = Records(file, math.prod(shape), classes=classes)
-  return Images(splits, shape, classes)
-
-
-class _Prepared:
-  """A prepared tfds split as a source."""
-
-  def __init__(self, source, has_labels):
-    self._source, self._has_labels = source, has_labels
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> Item:
-    example = self._source[index]
-    item: Item = {"x": np.asarray(example["image"], np.uint8).reshape(-1).astype(np.int32)}
-    if self._has_labels:
-      item["label"] = np.asarray(example["label"], np.int32)
-    return item
-
-
-def read_tfds(name: str) -> Images:
-  """A set that tensorflow_datasets has prepared as ArrayRecord on this machine; no TensorFlow."""
-  import tensorflow_datasets as tfds
-
-  builder: Any = tfds.builder(name)
-  held_out = "validation" if "validation" in builder.info.splits else "test"
-  features = builder.info.features
-  shape = tuple(features["image"].shape)
-  require(None not in shape, "the images of the set must have one shape", set=name, shape=shape)
-  classes = features["label"].num_classes if "label" in features else 0
-  names = dict(zip(SPLITS, ("train", held_out), strict=True))
-  splits = {
-    split: _Prepared(builder.as_data_source(split=theirs), classes > 0)
-    for split, theirs in names.items()
-  }
-  return Images(splits, shape, classes)
-
-
 def _is_folder_with(*names: str) -> Callable[[str], bool]:
   return lambda path: any((Path(path) / name).exists() for name in names)
 
@@ -402,6 +256,7 @@ FORMATS: tuple[tuple[Callable[[str], bool], Callable[..., Images]], ...] = (
   (lambda path: path.endswith(".npz"), read_npz),
   (lambda path: path.endswith((".tar.gz", ".tgz")), read_cifar10),
   (_is_folder_with(_CIFAR10_FOLDER, *_CIFAR10_FILES["valid"]), read_cifar10),
+  (_is_folder_with("cifar-10-batches-py", "batches.meta"), refuse_pickles),
   (_is_folder_with(*(f"train-images-idx3-ubyte{end}" for end in ("", ".gz"))), read_idx),
-  (_is_folder_with(_INDEX), read_records),
+  (_is_folder_with(image_records.INDEX), image_records.read),
 )

@@ -104,6 +104,8 @@ class _Unlabelled:
 def region(name: str, image_shape: tuple[int, int, int]) -> np.ndarray:
   """True at the tokens of half of an image, or of the middle half of its rows and columns, [L].
 
+  Fewer than 4 rows or columns are all in the middle.
+
   Raises:
     ValueError: there is no such region.
   """
@@ -114,7 +116,7 @@ def region(name: str, image_shape: tuple[int, int, int]) -> np.ndarray:
     "right": (slice(None), slice(width // 2, None)),
     "top": (half, slice(None)),
     "bottom": (slice(height // 2, None), slice(None)),
-    "center": (slice(height // 4, -(height // 4)), slice(width // 4, -(width // 4))),
+    "center": tuple(slice(side // 4, side - side // 4) for side in (height, width)),
   }
   require(name in places, f"sampler.inpaint must be one of {', '.join(REGIONS)}", inpaint=name)
   is_inside_HxWxC = np.zeros(image_shape, bool)

@@ -2,10 +2,13 @@
 
   python -m md4vmd.data.prepare_images --train=FOLDER --valid=FOLDER --size=64 --out=images.npz
 
-A folder with images in subfolders gives each subfolder, in alphabetical order, a label. Images are
-cut to their middle square and box-resized, as Downsampled ImageNet's are; the same files give the
-same bytes. Where --out ends in .npz everything is held in memory; else it is a folder of
-ArrayRecord files, written image by image. An image that cannot be read ends the conversion.
+A folder with images in subfolders gives each subfolder, in alphabetical order, a label, unless
+--unlabelled is given. --fit says how images of other proportions become squares: `crop` cuts their
+middle square out, `stretch` takes all of the image and changes its proportions, as the scripts of
+Downsampled ImageNet (arXiv 1707.08819) do. Both resize by box means; the same files give the same
+bytes. Where --out ends in .npz everything is held in memory; else it is a folder of ArrayRecord
+files, written image by image. An image that cannot be read ends the conversion, and a folder that
+was there before stays as it was.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from md4vmd.data import image_files
+from md4vmd.data import image_records
 from md4vmd.data.base import require
+from md4vmd.data.image_splits import SPLITS
 
+FITS = ("crop", "stretch")
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff"}
-_MOST_PIXELS = 2**28
 
 
 def find(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
@@ -42,64 +47,81 @@ def find(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
   return files, sorted(parents) if is_by_class else []
 
 
-def square(file: pathlib.Path, size: int, channels: int) -> np.ndarray:
-  """The middle square of an image, box-resized: uint8 [size, size, channels].
+def resized(file: pathlib.Path, size: int, channels: int, fit: str) -> np.ndarray:
+  """An image, or with fit "crop" its middle square, box-resized: uint8 [size, size, channels].
 
   Raises:
-    ValueError: it cannot be read, or is of a size that no image needs.
+    ValueError: it cannot be read, or its values have more than 8 bits.
   """
   try:
     with Image.open(file) as image:
-      width, height = image.size
-      require(width * height <= _MOST_PIXELS, f"more than {_MOST_PIXELS} pixels", file=str(file))
-      # Pillow clips them to white instead of scaling them.
-      require(image.mode[0] not in "IF", "more than 8 bits a channel; convert it", file=str(file))
+      mode, (width, height) = image.mode, image.size
       side = min(width, height)
       left, top = (width - side) // 2, (height - side) // 2
+      middle = (left, top, left + side, top + side)
       colours = image.convert("RGB" if channels == 3 else "L")
-      box = (left, top, left + side, top + side)
+      box = middle if fit == "crop" else None
       small = colours.resize((size, size), Image.Resampling.BOX, box=box)
-  except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+  except (ValueError, SyntaxError, OSError, Image.DecompressionBombError) as error:
     raise ValueError(f"{file} cannot be read as an image: {error}") from error
+  # Pillow clips them to white instead of scaling them.
+  require(mode[0] not in "IF", "more than 8 bits a channel; convert it", file=str(file))
   return np.asarray(small, np.uint8).reshape(size, size, channels)
 
 
 def labelled(
-  folder: pathlib.Path, names: Sequence[str], size: int, channels: int
+  folder: pathlib.Path, names: Sequence[str], size: int, channels: int, fit: str
 ) -> Iterator[tuple[np.ndarray, int]]:
   """(image, label) of every image of a folder; labels are 0 where there are no classes."""
   for file in find(folder)[0]:
     first = file.relative_to(folder).parts[0]
-    yield square(file, size, channels), names.index(first) if names else 0
+    yield resized(file, size, channels, fit), names.index(first) if names else 0
 
 
-def prepare(folders: dict[str, pathlib.Path], size: int, channels: int, out: pathlib.Path) -> None:
+def prepare(
+  folders: dict[str, pathlib.Path],
+  out: pathlib.Path,
+  *,
+  size: int,
+  channels: int = 3,
+  fit: str = "crop",
+  unlabelled: bool = False,
+) -> None:
   """Writes the splits to `out`.
 
+  Args:
+    folders: of images, by split.
+    out: a .npz, or a folder.
+    size: side of the squares.
+    channels: 1 or 3.
+    fit: one of `FITS`.
+    unlabelled: subfolders are no classes.
+
   Raises:
-    ValueError: the splits differ in their classes, or an image cannot be read.
+    ValueError: the splits differ in their classes, an image cannot be read, or there is no folder
+      for the .npz.
   """
-  classes = {split: find(folder)[1] for split, folder in folders.items()}
-  names = classes[image_files.SPLITS[0]]
+  is_npz = out.suffix == ".npz"
+  require(not is_npz or out.parent.is_dir(), "there is no such folder; make it", out=str(out))
+  classes = {split: [] if unlabelled else find(folder)[1] for split, folder in folders.items()}
+  names = classes[SPLITS[0]]
   require(
     all(other == names for other in classes.values()),
-    "the splits must have the same subfolders, which are the classes",
-    **{split: len(found) for split, found in classes.items()},
+    "the splits must have the same subfolders, which are the classes: sort the images of both into "
+    "them, or convert without labels by --unlabelled",
+    **{split: found[:3] for split, found in classes.items()},
   )
-  made = {split: labelled(folder, names, size, channels) for split, folder in folders.items()}
-  if out.suffix == ".npz":
-    arrays = {}
-    for split, pairs in made.items():
-      images, labels = zip(*pairs, strict=True)
-      arrays[f"{split}_images"] = np.stack(images)
-      if names:
-        arrays[f"{split}_labels"] = np.array(labels, np.int32)
-    np.savez_compressed(out, **arrays)
+  made = {split: labelled(folder, names, size, channels, fit) for split, folder in folders.items()}
+  if not is_npz:
+    image_records.write(out, made, (size, size, channels), len(names), fit)
     return
-  out.mkdir(parents=True, exist_ok=True)
+  arrays: dict[str, Any] = {"fit": np.array(fit)}
   for split, pairs in made.items():
-    image_files.write_records(out / f"{split}.array_record", pairs)
-  image_files.write_index(out, (size, size, channels), len(names))
+    images, labels = zip(*pairs, strict=True)
+    arrays[f"{split}_images"] = np.stack(images)
+    if names:
+      arrays[f"{split}_labels"] = np.array(labels, np.int32)
+  np.savez_compressed(out, **arrays)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,16 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description="Folders of images to one file that data.path reads."
   )
-  for split in image_files.SPLITS:
+  for split in SPLITS:
     parser.add_argument(f"--{split}", type=pathlib.Path, required=True, help="folder of images")
   parser.add_argument("--size", type=int, required=True, help="side of the square images")
   parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
+  parser.add_argument("--fit", choices=FITS, default="crop", help="how they become squares")
+  parser.add_argument("--unlabelled", action="store_true", help="subfolders are no classes")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="a .npz, or a folder")
-  given = parser.parse_args(arguments)
+  given = vars(parser.parse_args(arguments))
   try:
-    require(1 <= given.size <= 4096, "give a side of 1 to 4096 pixels", size=given.size)
-    folders = {split: getattr(given, split) for split in image_files.SPLITS}
-    prepare(folders, given.size, given.channels, given.out)
+    require(1 <= given["size"] <= 4096, "give a side of 1 to 4096 pixels", size=given["size"])
+    prepare({split: given.pop(split) for split in SPLITS}, **given)
   except (ValueError, OSError) as error:
     parser.exit(1, f"error: {error}\n")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -117,12 +119,15 @@ def read_moments(path: str) -> tuple[np.ndarray, np.ndarray]:
   """The `mu` and `sigma` of an npz.
 
   Raises:
-    ValueError: no such file, or other arrays.
+    ValueError: no such file, no npz or a damaged one, or other arrays.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+      raise ValueError("it is one array and no npz")
+    with loaded as file:
       mean_F, cov_FxF = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-  except (OSError, KeyError, ValueError) as error:
+  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(f"evaluators.fid.statistics: {path} has no mu and sigma: {error}") from error
   size = inception.FEATURES
   if mean_F.shape != (size,) or cov_FxF.shape != (size, size):

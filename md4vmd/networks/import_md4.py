@@ -35,7 +35,9 @@ def import_md4(tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     config: the network section that describes the same architecture, or a config that holds it
       as `network`. Of its keys those that the shapes of the tree determine are checked where they
       are present: name, vocab_size, width, depth, condition_width, embedding_width; of images also
-      conditioned_norms, and middle_width, middle_depth and middle_patch.
+      conditioned_norms, heads of a U-Net, middle_width, middle_depth and middle_patch of a U-ViT,
+      and time_conditioning, ordinal, absolute_positions, patch and head_width, of which MD4 has
+      one value each.
 
   Returns:
     A nested dict of numpy arrays; the vocabulary is padded.

@@ -12,6 +12,7 @@ import numpy as np
 from md4vmd.networks.head import padded
 
 ROOT = "UNet5DWrapper_0/UNet_0/"
+_ATTENTION = "SelfAttention_0/MultiHeadDotProductAttention_0/"
 TIME = {
   "CondEmbedding_0/dense0/kernel": ("time", "up", "kernel"),
   "CondEmbedding_0/dense0/bias": ("time", "up", "bias"),
@@ -22,7 +23,7 @@ Path = tuple[str, ...]
 
 
 def architecture(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Keys of the network section that the shapes of a flat tree determine.
+  """Keys of the network section that a flat tree determines by its shapes and by what it lacks.
 
   Raises:
     KeyError: the tree lacks a leaf.
@@ -40,6 +41,12 @@ def architecture(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     "condition_width": flat["CondEmbedding_0/Dense_0/kernel"].shape[1],
     "embedding_width": None if embedding == width else embedding,
     "conditioned_norms": f"{ROOT}CondGroupNorm_0/Dense_0/kernel" in flat,
+    "time_conditioning": True,
+    # What MD4's denoisers do not have.
+    "ordinal": False,
+    "absolute_positions": False,
+    "patch": 1,
+    "head_width": None,
   }
   outputs = flat[f"{ROOT}Conv_1/kernel"].shape[3]
   if found["depth"] < 1 or outputs % found["vocab_size"]:
@@ -52,6 +59,8 @@ def architecture(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     patch = flat[f"{dit}x_embedder/proj/kernel"].shape
     found["middle_depth"] = len({key.split("/")[3] for key in flat if f"{dit}blocks_" in key})
     found |= {"middle_width": patch[3], "middle_patch": patch[0]}
+  else:
+    found["heads"] = flat[f"{ROOT}{_ATTENTION}query/kernel"].shape[1]
   return found
 
 
@@ -99,9 +108,7 @@ def _places(found: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
   source, target = "SelfAttention_0/", ("middle_attention",)
   yield from _norm(source, 0, (*target, "norm"), by_condition=False)
   for part in ("query", "key", "value", "out"):
-    yield from _dense(
-      f"{source}MultiHeadDotProductAttention_0/{part}", (*target, "attention", part)
-    )
+    yield from _dense(f"{_ATTENTION}{part}", (*target, "attention", part))
 
 
 def _block(source: str, name: str, by_condition: bool) -> Iterator[tuple[str, Path]]:

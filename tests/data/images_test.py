@@ -2,10 +2,11 @@
 
 import gzip
 import io
+import json
+import pathlib
 import pickle
 import struct
 import tarfile
-import types
 import zipfile
 
 import numpy as np
@@ -13,7 +14,7 @@ import PIL.Image
 import pytest
 
 from md4vmd import data
-from md4vmd.data import image_files, images, prepare_images
+from md4vmd.data import image_files, image_records, images, prepare_images
 
 RNG = np.random.default_rng(0)
 TRAIN_6x4x4x3 = RNG.integers(256, size=(6, 4, 4, 3)).astype(np.uint8)
@@ -57,6 +58,24 @@ def test_downsampled_imagenet_is_channel_first_with_labels_from_one(tmp_path):
     image_files.read(pattern)
 
 
+def test_labels_without_a_sign_that_are_not_from_one_are_refused(tmp_path):
+  for name in ("train", "val"):
+    np.savez(
+      tmp_path / f"{name}.npz", data=np.zeros((2, 48), np.uint8), labels=np.array([0, 1], np.uint8)
+    )
+  with pytest.raises(ValueError, match="one number from 0 on"):
+    image_files.read(str(tmp_path / "train.npz"), str(tmp_path / "val.npz"))
+
+
+def test_a_name_that_could_be_a_pattern_is_first_that_of_a_file(tmp_path):
+  path = tmp_path / "a[1].npz"
+  with pytest.raises(FileNotFoundError, match=r"correct data\.path"):
+    image_files.read(str(path))
+  pathlib.Path(write_npz(tmp_path)).rename(path)
+  (tmp_path / "a1.npz").write_bytes(b"another file, which the pattern would find")
+  check(image_files.read(str(path)))
+
+
 def cifar_rows(count, seed):
   rows_NxR = np.random.default_rng(seed).integers(256, size=(count, 3073)).astype(np.uint8)
   rows_NxR[:, 0] %= 10
@@ -78,6 +97,7 @@ def cifar(tmp_path):
 
 def test_cifar10_is_read_from_its_folder_and_from_its_archive(cifar, monkeypatch):
   folder, archive = cifar
+  monkeypatch.setattr(image_files, "_CIFAR10_FILE", 2 * 3073)
   rows_NxR = np.concatenate([cifar_rows(2, i) for i in range(6)])
   image = rows_NxR[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   labels = rows_NxR[:10, 0], rows_NxR[10:, 0]
@@ -93,10 +113,21 @@ def test_cifar10_is_read_from_its_folder_and_from_its_archive(cifar, monkeypatch
     image_files.read(str(archive))
 
 
-def test_a_file_of_cifar10_that_is_cut_short_or_missing_is_named(cifar):
+@pytest.mark.parametrize("inside", ["cifar-10-batches-py/batches.meta", "batches.meta"])
+def test_the_folder_of_the_python_version_is_answered_with_the_binary_one(inside, tmp_path):
+  (tmp_path / inside).parent.mkdir(exist_ok=True)
+  (tmp_path / inside).write_bytes(pickle.dumps(Loud()))
+  with pytest.raises(ValueError, match=r"are pickles .*binary version, cifar-10-binary\.tar\.gz"):
+    image_files.read(str(tmp_path))
+
+
+def test_a_file_of_cifar10_that_is_cut_short_or_missing_is_named(cifar, monkeypatch):
   folder, _ = cifar
-  (folder / "data_batch_3.bin").write_bytes(b"\0" * 3000)
-  with pytest.raises(ValueError, match=r"data_batch_3\.bin.*bytes=3000"):
+  with pytest.raises(ValueError, match=r"data_batch_1\.bin.*bytes=6146: .*10,000 rows"):
+    image_files.read(str(folder))
+  monkeypatch.setattr(image_files, "_CIFAR10_FILE", 2 * 3073)
+  (folder / "data_batch_3.bin").write_bytes(b"\0" * 3073)
+  with pytest.raises(ValueError, match=r"data_batch_3\.bin.*bytes=3073"):
     image_files.read(str(folder))
   (folder / "data_batch_3.bin").unlink()
   with pytest.raises(ValueError, match=r"data_batch_3\.bin.*unpack it again"):
@@ -137,8 +168,11 @@ def test_an_idx_file_that_lies_about_its_size_is_refused(tmp_path):
 
 
 def write_folders(folder):
-  """Pictures of 12x8 in a subfolder per class; returns the middle 8x8 halved by means of 4."""
-  expected = {}
+  """Pictures of 12x8 in a subfolder per class; returns what they become with a side of 4, by fit.
+
+  Of crop the middle 8x8 halved by means of 4, of stretch all of it by means of 3 x 2.
+  """
+  expected = {"crop": {}, "stretch": {}}
   for split, count in (("train", 2), ("valid", 1)):
     for number, name in enumerate(("cat", "dog")):
       for i in range(count):
@@ -147,23 +181,83 @@ def write_folders(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(image.astype(np.uint8)).save(path)
         middle = image[:, 2:10].reshape(4, 2, 4, 2, 3).mean((1, 3))
-        expected.setdefault(split, []).append(middle)
-  return {split: np.stack(made) for split, made in expected.items()}
+        expected["crop"].setdefault(split, []).append(middle)
+        whole = image.reshape(4, 2, 4, 3, 3).mean((1, 3))
+        expected["stretch"].setdefault(split, []).append(whole)
+  return expected
 
 
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
 @pytest.mark.parametrize("out", ["made.npz", "made"])
-def test_folders_are_cut_to_squares_and_box_resized_and_read_again(out, tmp_path):
-  expected = write_folders(tmp_path)
+def test_folders_become_squares_by_box_means_and_are_read_again(out, fit, tmp_path):
+  expected = write_folders(tmp_path)[fit]
   folders = [f"--{split}={tmp_path / split}" for split in ("train", "valid")]
-  prepare_images.main([*folders, "--size=4", f"--out={tmp_path / out}"])
+  option = [] if fit == "crop" else [f"--fit={fit}"]
+  prepare_images.main([*folders, "--size=4", *option, f"--out={tmp_path / out}"])
   dataset = data.TABLE["images"](path=str(tmp_path / out), class_conditional=True)
   assert dataset.classes == 2 and dataset.image_shape == (4, 4, 3)
   for split, labels in (("train", [0, 0, 1, 1]), ("valid", [0, 1])):
     source = dataset.split(split)
     items = [source[i] for i in range(len(source))]
     assert [int(item["label"]) for item in items] == labels
-    made = np.stack([item["x"] for item in items]).reshape(expected[split].shape)
+    made = np.stack([item["x"] for item in items]).reshape(np.shape(expected[split]))
     assert np.abs(made - expected[split]).max() <= 1  # means are rounded
+  if out == "made":
+    about = json.loads((tmp_path / "made/images.json").read_text())
+    assert about == {"shape": [4, 4, 3], "classes": 2, "fit": fit}
+  else:
+    assert np.load(tmp_path / out)["fit"] == fit
+
+
+def test_a_flat_folder_beside_classes_is_converted_without_labels(tmp_path, capsys):
+  write_folders(tmp_path)
+  for name in ("cat", "dog"):
+    (tmp_path / f"valid/{name}/0.png").rename(tmp_path / f"valid/{name}.png")
+  arguments = [f"--{split}={tmp_path / split}" for split in ("train", "valid")]
+  arguments += ["--size=4", f"--out={tmp_path / 'made'}"]
+  with pytest.raises(SystemExit):
+    prepare_images.main(arguments)
+  said = capsys.readouterr().err
+  assert "train=['cat', 'dog'], valid=[]" in said and "--unlabelled" in said
+  prepare_images.main([*arguments, "--unlabelled"])
+  found = image_files.read(str(tmp_path / "made"))
+  assert found.classes == 0 and [len(found.splits[name]) for name in ("train", "valid")] == [4, 2]
+
+
+def test_a_conversion_that_fails_leaves_the_folder_as_it_was(tmp_path):
+  expected = write_folders(tmp_path)
+  folders = {split: tmp_path / split for split in ("train", "valid")}
+  out = tmp_path / "made"
+  prepare_images.prepare(folders, out, size=4)
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+  assert sorted(before) == ["images.json", "train.array_record", "valid.array_record"]
+  (tmp_path / "valid/dog/1.png").write_bytes(b"no image")
+  with pytest.raises(ValueError, match=r"1\.png cannot be read"):
+    prepare_images.prepare(folders, out, size=2, fit="stretch")
+  assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+  (tmp_path / "valid/dog/1.png").unlink()
+  prepare_images.prepare(folders, out, size=4, fit="stretch")
+  made = image_files.read(str(out)).splits["train"][0]["x"].reshape(4, 4, 3)
+  assert np.abs(made - expected["stretch"]["train"][0]).max() <= 1
+
+
+def test_an_npz_in_a_folder_that_is_missing_is_refused_before_an_image_is_read(tmp_path):
+  write_folders(tmp_path)
+  (tmp_path / "train/cat/0.png").write_bytes(b"no image")
+  folders = {split: tmp_path / split for split in ("train", "valid")}
+  with pytest.raises(ValueError, match=r"none/made\.npz'.*no such folder"):
+    prepare_images.prepare(folders, tmp_path / "none/made.npz", size=4)
+
+
+@pytest.mark.parametrize(
+  "raw",
+  [b"P6\nabc 4\n255\n", b"P6\n4 4\n255\n123", b"P6\n4 4\n70000000\n", b"P6\n20000 20000\n255\n"],
+)
+def test_a_damaged_or_huge_image_is_named(raw, tmp_path):
+  file = tmp_path / "bad.ppm"
+  file.write_bytes(raw)
+  with pytest.raises(ValueError, match=r"bad\.ppm cannot be read as an image"):
+    prepare_images.resized(file, 4, 3, "crop")
 
 
 def test_what_is_no_image_or_no_class_ends_the_conversion_with_a_line(tmp_path, capsys):
@@ -184,11 +278,14 @@ def test_what_is_no_image_or_no_class_ends_the_conversion_with_a_line(tmp_path, 
   assert "the splits must have the same subfolders" in capsys.readouterr().err
 
 
+def write_records(folder, images, labels=None, *, shape, classes=0):
+  """The folder with these images in both splits."""
+  pairs = [*zip(images, labels or [0] * len(images), strict=True)]
+  image_records.write(folder, {"train": pairs, "valid": pairs}, shape, classes, "crop")
+
+
 def test_a_record_of_another_size_is_refused(tmp_path):
-  image_files.write_index(tmp_path, (2, 2, 1), 0)
-  for split in ("train", "valid"):
-    pairs = [(np.zeros((2, 2, 1)), 0), (np.zeros((3, 2, 1)), 0)]
-    image_files.write_records(tmp_path / f"{split}.array_record", pairs)
+  write_records(tmp_path, [np.zeros((2, 2, 1)), np.zeros((3, 2, 1))], shape=(2, 2, 1))
   source = image_files.read(str(tmp_path)).splits["train"]
   assert "label" not in source[0] and len(source) == 2
   with pytest.raises(ValueError, match="record=1, bytes=10"):
@@ -198,22 +295,30 @@ def test_a_record_of_another_size_is_refused(tmp_path):
     image_files.read(str(tmp_path))
 
 
-def test_a_prepared_tfds_set_is_read_by_random_access(monkeypatch):
-  tfds = pytest.importorskip("tensorflow_datasets")
-  arrays = {"train": (TRAIN_6x4x4x3, LABEL_6), "test": (VALID_3x4x4x3, LABEL_3)}
-  examples = lambda split: [
-    {"image": image, "label": label} for image, label in zip(*arrays[split], strict=True)
-  ]
-  features = {
-    "image": types.SimpleNamespace(shape=(4, 4, 3)),
-    "label": types.SimpleNamespace(num_classes=3),
-  }
-  info = types.SimpleNamespace(splits=arrays, features=features)
-  builder = types.SimpleNamespace(info=info, as_data_source=lambda split: examples(split))
-  monkeypatch.setattr(tfds, "builder", {"toy": builder}.__getitem__)
-  found = image_files.read("tfds:toy")
-  assert found.classes == 3
-  check(found)
+def test_a_label_beyond_the_classes_is_refused(tmp_path):
+  image = np.zeros((2, 2, 3), np.uint8)
+  write_records(tmp_path, [image, image], [1, 7], shape=(2, 2, 3), classes=2)
+  source = image_files.read(str(tmp_path)).splits["train"]
+  assert source[0]["label"] == 1
+  with pytest.raises(ValueError, match=r"label=7: .*below the 2 classes"):
+    source[1]
+
+
+def test_damaged_records_are_named(tmp_path):
+  write_records(tmp_path, RNG.integers(256, size=(20, 32, 32, 3)), shape=(32, 32, 3))
+  file = tmp_path / "train.array_record"
+  raw = file.read_bytes()
+  file.write_bytes(raw[:40_000] + bytes(100) + raw[40_100:])
+  source = image_files.read(str(tmp_path)).splits["train"]
+  with pytest.raises(ValueError, match=r"train\.array_record is damaged: record \d+: .*again"):
+    [source[i] for i in range(20)]
+  for wrong in (b"", b"x" * 1000, raw[: len(raw) // 2]):
+    file.write_bytes(wrong)
+    with pytest.raises(ValueError, match=r"train\.array_record is damaged: .*again"):
+      image_files.read(str(tmp_path))
+  write_records(tmp_path, [], shape=(32, 32, 3))
+  with pytest.raises(ValueError, match=r"train\.array_record.*holds no images"):
+    image_files.read(str(tmp_path))
 
 
 class Loud:
@@ -258,15 +363,6 @@ def test_files_of_a_split_hold_images_of_one_shape(shape, tmp_path):
   np.savez(tmp_path / "val.npz", data=np.zeros((2, 48), np.uint8))
   with pytest.raises(ValueError, match="hold images, all of one shape"):
     image_files.read(str(tmp_path / "a*.npz"), str(tmp_path / "val.npz"))
-
-
-def test_a_label_beyond_the_classes_is_refused(tmp_path):
-  image = np.zeros((2, 2, 3), np.uint8)
-  image_files.write_records(tmp_path / "x.array_record", [(image, 1), (image, 7)])
-  records = image_files.Records(tmp_path / "x.array_record", 12, classes=2)
-  assert records[0]["label"] == 1
-  with pytest.raises(ValueError, match=r"label=7: .*below the 2 classes"):
-    records[1]
 
 
 def test_a_pickle_is_never_loaded_and_what_is_nothing_is_said_to_be(tmp_path):
@@ -332,6 +428,11 @@ def test_a_region_is_a_part_of_the_pixels_with_all_their_channels(name):
   expected = {"left": (0, 0), "top": (0, 0), "right": (3, 7), "bottom": (3, 7), "center": (1, 2)}
   assert inside[expected[name]].all()
   assert not inside[3 - expected[name][0] if name != "center" else 0, 7 - expected[name][1]].any()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_the_middle_of_few_pixels_is_all_of_them(side):
+  assert images.region("center", (side, side, 1)).all()
 
 
 def test_an_unknown_region_is_answered_with_those_that_exist():
