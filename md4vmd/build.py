@@ -37,6 +37,8 @@ SECTIONS = (
 )
 # A run that changes one of these is another run.
 IDENTITY = ("seed", "data", "schedule", "network", "latent", "objective")
+# But for these: they say how data are made and checked, not what they are.
+_ASIDE = ("config.data.prepare", "config.data.verify")
 # How a network computes, not what: evaluation and sampling may change these.
 _HOW = ("dtype", "remat", "attention", "dropout")
 Config = Any  # a ConfigDict; its attributes have no static types
@@ -366,7 +368,7 @@ def changes(config: Config, recorded: Mapping[str, Any]) -> dict[str, tuple[Any,
   old, new = (dict(_leaves(side, "config")) for side in (dict(recorded), plain(config)))
   changed = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
   for key, (before, now) in changed.items():
-    if key.split(".")[1] in IDENTITY:
+    if key.split(".")[1] in IDENTITY and key not in _ASIDE:
       raise ValueError(
         f"the workdir holds a run with {key}={before} and this one has {now}; "
         "give another --workdir, or go back to the old value"

@@ -315,6 +315,15 @@ def test_a_key_that_the_recorded_run_lacks_makes_another_run(config):
     build.changes(config, recorded)
 
 
+def test_how_data_are_made_and_checked_may_change(config):
+  config.data = {"name": "tokens", "prepare": "--tokenizer bytes", "verify": True}
+  recorded = build.plain(config)
+  del recorded["data"]["prepare"]
+  config.data.verify = False
+  changed = build.changes(config, recorded)
+  assert changed.keys() == {"config.data.prepare", "config.data.verify"}
+
+
 @pytest.mark.parametrize(("name", "variant"), sorted(shrunken.LIKE_ANOTHER), ids=lambda part: part)
 def test_the_variants_that_are_not_run_from_end_to_end_are_built(name, variant, tmp_path):
   built = build.model(shrunken.config(name, variant, folder=tmp_path))
