@@ -57,23 +57,38 @@ def chunk_logits(h_KxD: jax.Array, kernel_DxP: jax.Array, vocab_size: int) -> ja
   return jax.lax.dynamic_update_slice_in_dim(logits, padding, vocab_size, axis=-1)
 
 
-def _selected_first(is_active_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-  """Numbers of the active rows, filled up with N to whole chunks; number of chunks in use."""
-  rows = is_active_N.shape[0]
-  (order_N,) = jnp.nonzero(is_active_N, size=rows + -rows % chunk, fill_value=rows)
-  return order_N, (is_active_N.sum() + chunk - 1) // chunk
-
-
 def walk(
-  is_active_N: jax.Array, chunk: int, body: Callable[[jax.Array, Any], Any], carry: Any
+  is_active_N: jax.Array,
+  chunk: int,
+  body: Callable[[jax.Array, Any], Any],
+  carry: Any,
+  *,
+  last: int | None = None,
 ) -> Any:
-  """Folds `body(rows_K, carry)` over chunks of active row numbers; N marks a spare place."""
-  order_N, chunks = _selected_first(is_active_N, chunk)
+  """Folds `body(rows_K, carry)` over chunks of active row numbers; N marks a spare place.
 
-  def step(i, carry):
-    return body(jax.lax.dynamic_slice_in_dim(order_N, i * chunk, chunk), carry)
+  Args:
+    is_active_N: the rows that are walked.
+    chunk: rows of a chunk.
+    body: of a chunk.
+    carry: what it starts from.
+    last: rows of the smaller chunks for what fills no whole one; None for `chunk`.
+  """
+  rows, last = is_active_N.shape[0], min(last or chunk, chunk)
+  (order_N,) = jnp.nonzero(is_active_N, size=rows + last, fill_value=rows)
+  active = is_active_N.sum()
+  whole = 0 if last == chunk else active // chunk
+  rest = (active - whole * chunk + last - 1) // last
 
-  return jax.lax.fori_loop(0, chunks, step, carry)
+  def steps(start, size):
+    def step(i, carry):
+      return body(jax.lax.dynamic_slice_in_dim(order_N, start + i * size, size), carry)
+
+    return step
+
+  if last < chunk:
+    carry = jax.lax.fori_loop(0, whole, steps(0, chunk), carry)
+  return jax.lax.fori_loop(0, rest, steps(whole * chunk, last), carry)
 
 
 def rows_of_logits(
@@ -97,7 +112,7 @@ def _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunk):
+def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunks):
   def body(rows_K, carry):
     nats_N, nll_N = carry
     _, rows = _chunk_rows(hidden_NxD, kernel_DxP, values_P, x_N, rows_K, vocab_size)
@@ -108,12 +123,12 @@ def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vo
     )
 
   start = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
-  nats_N, nll_N = walk(weight_N != 0, chunk, body, (start, start))
+  nats_N, nll_N = walk(weight_N != 0, chunks[0], body, (start, start), last=chunks[1])
   return jnp.sum(nats_N * weight_N), nats_N, nll_N
 
 
 def _weighted_loss_forward(
-  hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunk
+  hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vocab_size, chunks
 ):
   def body(rows_K, carry):
     nats_N, nll_N, dhidden_NxD, dkernel_DxP, dvalues_P = carry
@@ -141,12 +156,13 @@ def _weighted_loss_forward(
 
   zeros_N = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
   gradients = jax.tree.map(jnp.zeros_like, (hidden_NxD, kernel_DxP, values_P))
-  nats_N, nll_N, *gradients = walk(weight_N != 0, chunk, body, (zeros_N, zeros_N, *gradients))
+  start = (zeros_N, zeros_N, *gradients)
+  nats_N, nll_N, *gradients = walk(weight_N != 0, chunks[0], body, start, last=chunks[1])
   return (jnp.sum(nats_N * weight_N), nats_N, nll_N), gradients
 
 
-def _weighted_loss_backward(row_loss, vocab_size, chunk, gradients, cotangents):
-  del row_loss, vocab_size, chunk
+def _weighted_loss_backward(row_loss, vocab_size, chunks, gradients, cotangents):
+  del row_loss, vocab_size, chunks
   scale, *_ = cotangents  # the nats are reported without gradient
   scaled = jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients)
   return (*scaled, None, None)
@@ -194,6 +210,7 @@ def weighted_loss(
   *,
   vocab_size: int,
   chunk: int,
+  last: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sum over rows of weight * row_loss of the logits hidden @ kernel and the target x.
 
@@ -206,6 +223,7 @@ def weighted_loss(
     values_V: a value per token, for `power_weighted` alone.
     vocab_size: V; the columns behind it get probability 0.
     chunk: rows whose logits exist at one time.
+    last: rows of the smaller chunks that walk what fills no whole one; None for `chunk`.
 
   Returns:
     (scalar sum in `wide`, differentiable in hidden, kernel and values; nats_BxL of the loss and
@@ -222,7 +240,7 @@ def weighted_loss(
       weight_BxL.reshape(-1),
       row_loss,
       vocab_size,
-      min(chunk, x_BxL.size),
+      (min(chunk, x_BxL.size), last),
     )
     return total[None, None], *(nats_N.reshape(x_BxL.shape) for nats_N in nats)
 

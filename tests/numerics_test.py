@@ -30,7 +30,7 @@ def _plain(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL):
   return toys.Logits(logits_BxLxV).weighted_nll(x_BxL, weight_BxL)
 
 
-def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk):
+def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk, last=None):
   total, nats_BxL, _ = numerics.weighted_loss(
     row_losses.cross_entropy,
     hidden_BxLxD,
@@ -39,6 +39,7 @@ def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk):
     weight_BxL,
     vocab_size=V,
     chunk=chunk,
+    last=last,
   )
   return total, nats_BxL
 
@@ -61,13 +62,13 @@ def _with_gradients(function):
 
 
 @functools.cache
-def _fused_in_chunks_of(chunk):
-  return functools.partial(_fused, chunk=chunk)
+def _fused_in_chunks_of(chunk, last=None):
+  return functools.partial(_fused, chunk=chunk, last=last)
 
 
-def _compare(chunk, active, *, rtol):
+def _compare(chunk, active, *, rtol, last=None):
   inputs = _inputs(active=active, dtype=jnp.result_type(float))
-  ours = _with_gradients(_fused_in_chunks_of(chunk))(*inputs)
+  ours = _with_gradients(_fused_in_chunks_of(chunk, last))(*inputs)
   for value, expected in zip(ours, _with_gradients(_plain)(*inputs), strict=True):
     assert value.dtype == expected.dtype
     scale = float(jnp.abs(expected).max())
@@ -78,6 +79,12 @@ def _compare(chunk, active, *, rtol):
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_weighted_nll_is_the_plain_cross_entropy_with_its_gradients(chunk, active, x64):
   _compare(chunk, active, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("chunk", "last"), [(4, 1), (5, 2), (6, 4), (15, 4), (1000, 2), (4, 9)])
+def test_smaller_chunks_walk_the_rows_that_fill_no_whole_one(chunk, last, x64):
+  _compare(chunk, "all", rtol=1e-10, last=last)
+  _compare(chunk, "some", rtol=1e-10, last=last)
 
 
 @pytest.mark.parametrize("active", ["some", "all"])

@@ -13,6 +13,7 @@ from md4vmd import numerics, row_losses
 
 _MOST_LOGITS = 20 * 2**20  # elements of the float32 logits of one chunk: 80 MiB
 _MOST_ROWS = 1024
+_TILE = 128  # rows of a matrix unit
 _LARGEST_VOCABULARY_AT_ONCE = 1024
 
 
@@ -27,7 +28,7 @@ def _rows_at_once(columns: int) -> int:
   Few large chunks are faster: each adds its gradient to that of the whole head.
   """
   rows = min(_MOST_ROWS, _MOST_LOGITS // columns)
-  return max(8, rows - rows % (128 if rows >= 128 else 8))
+  return max(8, rows - rows % (_TILE if rows >= _TILE else 8))
 
 
 @flax.struct.dataclass
@@ -66,6 +67,7 @@ class HeadPrediction:
       values_V,
       vocab_size=self.vocab_size,
       chunk=_rows_at_once(self.kernel_DxP.shape[1]),
+      last=_TILE,
     )
 
   def map_rows(
