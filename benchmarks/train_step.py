@@ -1,13 +1,13 @@
 """Training step: md4vmd against the plain formulation, speed and temporary memory.
 
 Before anything is timed, loss and gradients of both are compared on the benchmark's own batch.
-Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory; it
-draws masks as text is trained best, by tilted counts, which mask a third of the tokens on average;
-v50257_count is the same with all counts as likely, so that it is half of them. Both sides of a
-comparison have the same masks; the plain one computes all rows whatever they are. v27 at least the
-same speed in at most half of the memory; genmd4_v50257, whose plain formulation holds the logits of
-two masked sets, at least 4 times the speed in at most .2 of the memory, and at most 2.2 times the
-milliseconds of an MD4 step with the same network and batch (`md4_ratio`).
+Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory; v27 at
+least the same speed in at most half of the memory; genmd4_v50257, whose plain formulation holds the
+logits of two masked sets, at least 4 times the speed in at most .2 of the memory, and at most 2.2
+times the milliseconds of an MD4 step with the same network and batch (`md4_ratio`).
+v50257_tilted has no goal: it is v50257 with masks by tilted counts, as configs/text8.py trains, so
+that a third of the rows are masked on average in place of half. Both sides of a comparison have the
+same masks; the plain one computes all rows whatever they are, so its ratio flatters the library.
 
 --public adds the naive step with one more pass over the logits, which the public MD4
 implementation makes; figures ending in `_public` are against it.
@@ -93,8 +93,8 @@ class Case:
 
 
 CASES = (
-  Case("v50257", 50257, 256, 4, 256, 8, remat="dots", estimator="tilted"),
-  Case("v50257_count", 50257, 256, 4, 256, 8, remat="dots"),
+  Case("v50257", 50257, 256, 4, 256, 8, remat="dots"),
+  Case("v50257_tilted", 50257, 256, 4, 256, 8, remat="dots", estimator="tilted"),
   Case("v27", 27, 256, 6, 384, 16, microbatches=4, remat="dots"),
   Case("genmd4_v50257", 50257, 256, 4, 256, 8, remat="dots", is_genmd4=True),
 )

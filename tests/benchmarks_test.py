@@ -110,7 +110,7 @@ def test_the_plain_sampler_fills_every_position(params):
 def test_goals_are_stated_for_the_cases_that_the_command_runs():
   assert [case.name for case in train_step.CASES] == [
     "v50257",
-    "v50257_count",
+    "v50257_tilted",
     "v27",
     "genmd4_v50257",
   ]
