@@ -1,8 +1,8 @@
 """Training step: md4vmd against the plain formulation, speed and temporary memory.
 
 Before anything is timed, loss and gradients of both are compared on the benchmark's own batch.
-Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory; v27 at
-least the same speed in at most half of the memory; genmd4_v50257, whose plain formulation holds the
+Goals: v50257 at least 3.5 times the tokens per second in at most .25 of the temporary memory;
+v27 at least the same speed in at most half of it; genmd4_v50257, whose plain formulation holds the
 logits of two masked sets, at least 4 times the speed in at most .2 of the memory, and at most 2.2
 times the milliseconds of an MD4 step with the same network and batch (`md4_ratio`).
 v50257_tilted has no goal: it is v50257 with masks by tilted counts, as configs/text8.py trains, so
