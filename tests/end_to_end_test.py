@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Configs that run on real data where there is any, and on files made here where there is none.
 DATA = os.environ.get("MD4VMD_DATA")
 REAL = {
+  ("cifar10", "class"): "cifar10/cifar10_lossless_train3000_valid400.npz",
   ("sudoku", "9x9"): "sudoku/null_expert*.csv.gz",
   ("text8", "small"): "text8_prefix/text8_valid.txt.gz",
 }
