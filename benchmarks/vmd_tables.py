@@ -2,9 +2,10 @@
 
 Trains every model that the cells need, three seeds each, and prints the medians beside the
 published figures (riccizz.github.io/VMD). b is the number of blocks, decoded from left to right;
-nfe the network calls in all. Cells of one b share a model. Tokens are drawn at temperature 1;
-`argmax` takes the most probable tokens given the latent. The KL is exact over data and orders and
-averaged over at least 100,000 latent draws, exact for codes and for models without a latent.
+nfe the network calls in all. Cells of one b share a model, with codes those of all b. Tokens are
+drawn at temperature 1; `argmax` takes the most probable tokens given the latent. The KL is exact
+over data and orders and averaged over at least 100,000 latent draws, exact for codes and for models
+without a latent.
 
 Finished models are kept in --folder, so that a run that was stopped goes on where it was.
 """
@@ -64,9 +65,16 @@ class Job(NamedTuple):
     return self.folder / f"{self.data}-b{self.blocks}-{self.latent}-seed{self.seed}"
 
   @property
-  def calls(self) -> list[int]:
-    """The calls of its cells."""
-    return [cell.calls for cell in CELLS if (cell.data, cell.blocks) == self[:2]]
+  def cells(self) -> tuple[tuple[int, int], ...]:
+    """Blocks and calls of the cells that it serves."""
+    return tuple(
+      (cell.blocks, cell.calls) for cell in CELLS if _model(cell, self.latent) == self[:2]
+    )
+
+
+def _model(cell: Cell, latent: str) -> tuple[str, int]:
+  """Data and blocks of the model that serves a cell; codes tie whole sequences together."""
+  return cell.data, 1 if latent == "categorical" else cell.blocks
 
 
 def config(job: Job) -> Any:
@@ -74,38 +82,22 @@ def config(job: Job) -> Any:
   made = synthetic.get_config(f"vmd-{job.data}")
   made.seed = job.seed
   made.objective.blocks = job.blocks
-  made.evaluators = {"blocks": {"cells": tuple((job.blocks, calls) for calls in job.calls)}}
+  made.evaluators = {"blocks": {"cells": job.cells}}
   made.run.then = ()
   if job.latent in ("none", "matched"):
     made.objective.samples = 1
     made.latent.update({"none": {"name": "none"}, "matched": {"switched_off": True}}[job.latent])
   else:
     made.latent.name = job.latent
-  modes = 100 if (job.data, job.blocks) == ("d2", 1) else 10
-  if job.latent == "mixture":
-    made.latent.components = modes // 2 - 1  # fewer than half the modes
+  if job.latent == "mixture":  # of fewer than half the modes
+    made.latent.components = 49 if (job.data, job.blocks) == ("d2", 1) else 4
   if job.latent == "categorical":
-    _with_codes(made, job, modes)
+    made.latent.update({"prior": "bayes", "codes": 2, "classes": 16, "scale": 3.0})
+    made.objective.update({"values": "drawn", "samples": 4, "kl_warmup_masks": "all"})
+    # Until then the codes count as equally probable, or modes would come to share one.
+    made.objective.update({"kl_hold": 1000, "kl_warmup": 100})
+    made.run.steps = 2400
   return made
-
-
-def _with_codes(made: Any, job: Job, modes: int) -> None:
-  """Sets up codes of which every one is a forward pass of its own.
-
-  Large codes drown out visible tokens; a prior that is learned at once gives codes up that modes
-  could still have had to themselves.
-  """
-  made.latent.update({"prior": "conditional", "scale": 1.5})
-  made.run.batch_size = 24
-  if job.data == "d2":
-    made.objective.update({"all_masked": 0.3, "kl_hold": 1500, "kl_warmup": 500})
-  else:
-    made.objective.update({"kl_hold": made.run.steps * 2 // 3, "kl_warmup": made.run.steps // 10})
-    made.objective.all_masked = 0.6 if max(job.calls) == 1 else 0.2
-  if modes == 100:
-    made.latent.update({"codes": 2, "classes": 12, "scale": 3.0})
-    made.objective.update({"all_masked": 0.4, "kl_hold": 2000, "kl_warmup": 1000})
-    made.run.update({"batch_size": 12, "steps": 5000})
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -117,13 +109,12 @@ def measure(
   cells: list[Cell], latents: list[str], seeds: int, folder: pathlib.Path, processes: int
 ) -> dict[Job, dict[str, Any]]:
   """Figures of every job that the cells need, `processes` at a time."""
-  models = dict.fromkeys((cell.data, cell.blocks) for cell in cells)
-  jobs = [
-    Job(*model, latent, seed, folder)
-    for seed, latent, model in itertools.product(range(seeds), latents, models)
-  ]
+  jobs = dict.fromkeys(
+    Job(*_model(cell, latent), latent, seed, folder)
+    for seed, latent, cell in itertools.product(range(seeds), latents, cells)
+  )
   done = {}
-  for job, figures in trainings.on_cores(finish, jobs, processes=processes):
+  for job, figures in trainings.on_cores(finish, list(jobs), processes=processes):
     done[job] = figures
     timing.say(f"{job.workdir.name}: {figures['train_cpu_seconds']:.0f} CPU seconds to train")
   return done
@@ -151,11 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
   rows: list[list[Any]] = []
   figures: dict[str, float] = {"cores": timing.cores(), "seeds": options.seeds}
   for cell, latent in itertools.product(cells, latents):
-    runs = [
-      found
-      for job, found in done.items()
-      if (job.data, job.blocks, job.latent) == (cell.data, cell.blocks, latent)
-    ]
+    runs = [found for job, found in done.items() if job[:3] == (*_model(cell, latent), latent)]
     each = functools.partial(_each, runs, f"blocks/b{cell.blocks}_nfe{cell.calls}_")
     accuracies = [100 * share for share in each("accuracy")]
     accuracy, kl = float(np.median(accuracies)), float(np.median(each("kl_nats")))

@@ -66,7 +66,7 @@ def base() -> Any:
   #   steps is T, and auxiliary D3PM's); block_size makes it block diffusion
   # genmd4: power is learned | frozen; estimator is count | tilted
   # vmd: form is global (with block_size too) | step | jump | paper; grid is that of step's times;
-  #   posterior_reads is revealed | clean
+  #   posterior_reads is revealed | clean; values (of an enumerated latent) is all | drawn
   # ar: nothing to set
   config.objective = ConfigDict(
     {
@@ -79,6 +79,8 @@ def base() -> Any:
       "block_size": placeholder(int),
       "form": placeholder(str),
       "samples": placeholder(int),
+      "share_draws": placeholder(bool),
+      "values": placeholder(str),
       "grid": placeholder(str),
       "posterior_reads": placeholder(str),
       "step_counts": placeholder(tuple),

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PRIORS = ("standard", "learned", "conditional")
+PRIORS = ("standard", "learned", "conditional", "bayes")
 _LARGEST_LOG_SCALE = 5.0
 _MOST_ENUMERATED = 1024  # unless asked for
 _LARGEST_TABLE = 65_536
@@ -280,7 +280,7 @@ class Family(Protocol):
     ...
 
 
-def _check_prior(prior: str, family: str, allowed: tuple[str, ...] = PRIORS) -> None:
+def _check_prior(prior: str, family: str, allowed: tuple[str, ...]) -> None:
   if prior not in allowed:
     raise ValueError(f"latent prior '{prior}' of a {family} must be one of {', '.join(allowed)}")
 
@@ -305,7 +305,7 @@ class GaussianFamily:
   has_posterior = True
 
   def __post_init__(self):
-    _check_prior(self.prior, "gaussian")
+    _check_prior(self.prior, "gaussian", PRIORS[:3])
     if self.width < 1:
       raise ValueError(f"latent width is {self.width}; it must be at least 1")
 
@@ -344,7 +344,7 @@ class MixtureFamily:
   has_posterior = True
 
   def __post_init__(self):
-    _check_prior(self.prior, "mixture", PRIORS[1:])
+    _check_prior(self.prior, "mixture", PRIORS[1:3])
     if self.width < 1 or self.components < 1:
       raise ValueError(
         f"latent width {self.width} and components {self.components} must be at least 1"
@@ -392,7 +392,9 @@ class CategoricalFamily:
     components: products of codes whose mixture is the prior where there is no table.
     temperature: of the straight-through gradient.
     enumerated: None enumerates up to 1024 values.
-    prior: "learned", or "conditional" on the visible tokens.
+    prior: "learned"; "conditional" on the visible tokens, by a network; or "bayes", p(z | x_t) in
+      proportion to a learned p(z) times the probability that one step from all masked gives what
+      is visible in x_t, for enumerated codes.
   """
 
   codes: int = 1
@@ -413,6 +415,11 @@ class CategoricalFamily:
       raise ValueError(
         f"latent codes {self.codes} of {self.classes} classes have {self.classes**self.codes:,} "
         f"values; at most {_LARGEST_TABLE:,} are enumerated: leave latent.enumerated out"
+      )
+    if self.prior == "bayes" and self.has_posterior:
+      raise ValueError(
+        f"latent prior 'bayes' goes through all values and these {self.classes**self.codes:,} are "
+        "not enumerated; set latent.enumerated=True or fewer codes or classes"
       )
     if self.scale <= 0 or self.temperature <= 0:
       raise ValueError(

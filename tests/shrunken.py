@@ -48,6 +48,7 @@ LIKE_ANOTHER = {
   ("owt", "block16"),
   ("owt", "lm1b"),
   ("cifar10", "small"),
+  ("cifar10", "patches"),
   ("cifar10", "md4"),
   ("cifar10", "genmd4"),
   ("cifar10", "vmd"),

@@ -14,6 +14,10 @@ from md4vmd.networks.reach import Cache
 from md4vmd.networks.transformer import Reader, Transformer
 from md4vmd.networks.unet import ImageReader, UNet
 
+# An optimizer that moves all parameters alike would take long to move the logits of a table of
+# hundreds, of which a batch shows few.
+_TABLE_GAIN = 10.0
+
 
 class LatentNetwork(nn.Module):
   """mu(z_t, t, z), q(z | x, z_t) and p(z | z_t).
@@ -109,7 +113,21 @@ class LatentNetwork(nn.Module):
       raw_BxGxS += raw_S[None, None]
     if self.prior_reader is not None:
       raw_BxGxS += self.prior_reader(zt_BxL, jnp.zeros_like(zt_BxL), groups, label_B)
+    if self.family.prior == "bayes":
+      raw_BxGxS = _TABLE_GAIN * raw_BxGxS + self._log_likelihood(zt_BxL)[:, None]
     return self.family.make_prior(raw_BxGxS)
+
+  def _log_likelihood(self, zt_BxL):
+    """log p(what is visible | z) in one step from all masked, for every value of z: [B, J]."""
+    vocab_size = self.denoiser.vocab_size
+    support = self.family.make_prior(jnp.zeros((1, 1, self.family.prior_size))).support()
+    assert support is not None  # or the family would have refused
+    z_Jx1xZ = support.z_JxZ[:, None]
+    masked_JxL = jnp.full((len(z_Jx1xZ), zt_BxL.shape[1]), vocab_size)
+    prediction: Any = self.denoiser(masked_JxL, jnp.ones((len(z_Jx1xZ), 1)), latent_BxGxZ=z_Jx1xZ)
+    log_mu_JxLxV = jax.nn.log_softmax(prediction.logits())
+    is_visible_BxLxV = jax.nn.one_hot(zt_BxL, vocab_size)  # all zeros where masked
+    return jnp.einsum("blv,jlv->bj", is_visible_BxLxV, log_mu_JxLxV)
 
 
 def with_latent(
@@ -136,13 +154,18 @@ def with_latent(
 
   Raises:
     ValueError: a network that takes no latent; a conditional prior for blocks, whose reader would
-      see later ones; tokens for a U-Net.
+      see later ones, or Bayes' rule for blocks or labels; tokens for a U-Net.
   """
   if not isinstance(denoiser, Transformer | UNet):
     raise ValueError(f"{type(denoiser).__name__} takes no latent; set latent.name=none")
   if denoiser.attends != "all" and family.prior == "conditional":
     raise ValueError(
       "latent.prior 'conditional' reads the whole sequence and blocks may see earlier ones alone; "
+      "set latent.prior=learned"
+    )
+  if family.prior == "bayes" and (denoiser.attends != "all" or denoiser.classes):
+    raise ValueError(
+      "latent.prior 'bayes' has one table for all sequences, and no place for blocks or labels; "
       "set latent.prior=learned"
     )
   denoiser = denoiser.with_latent(family.width, tokens)

@@ -7,56 +7,20 @@ revealed together depend on each other. Which figures bound -log p(x) is said fo
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from md4vmd import forward, rngs
-from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Prediction, Schedule
+from md4vmd.interfaces import Batch, Draws, LossTerms, ModelFns, Schedule
+from md4vmd.objectives import latent_scores
+from md4vmd.objectives.latent_scores import Decoded, Terms
 from md4vmd.objectives.md4 import MD4
 from md4vmd.rngs import Noise
 from md4vmd.schedules.grids import times
 
 FORMS = ("global", "step", "jump", "paper")
-
-
-class _Terms(NamedTuple):
-  """What is scored in one draw.
-
-  Attributes:
-    scored_BxL: the tokens S whose cross-entropies count.
-    weight_BxG: of their sum.
-    kl_weight_BxG: of the divergence of the posterior from the prior.
-    seen_BxL: the tokens that the prior, and beside S the posterior, reads.
-    read_BxL: the tokens S that the posterior reads.
-  """
-
-  scored_BxL: jax.Array
-  weight_BxG: jax.Array
-  kl_weight_BxG: jax.Array
-  seen_BxL: jax.Array
-  read_BxL: jax.Array
-
-
-class _Decoded(NamedTuple):
-  """Predictions for K latents of every example, and the tokens that are scored; R = B*K."""
-
-  prediction: Prediction
-  x_RxL: jax.Array
-  scored_RxL: jax.Array
-
-  def nll(self, weight_BxKxG: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(weighted sum with a gradient, nats_BxKxG without); groups of weight 0 may report 0 nats."""
-    weight_RxG = weight_BxKxG.reshape(-1, weight_BxKxG.shape[2])
-    weight_RxL = forward.group_to_token(weight_RxG, self.x_RxL.shape[1]) * self.scored_RxL
-    total, nats_RxL = self.prediction.weighted_nll(self.x_RxL, weight_RxL)
-    return total, forward.group_sums(nats_RxL, weight_RxG.shape[1]).reshape(weight_BxKxG.shape)
-
-  def nats(self, shape: tuple[int, ...]) -> jax.Array:
-    """nats_BxKxG of all, without a gradient."""
-    constant = self._replace(prediction=jax.lax.stop_gradient(self.prediction))
-    return constant.nll(jnp.ones(shape))[1]
+VALUES = ("all", "drawn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +45,11 @@ class VMD:
     schedule: masking schedule.
     vocab_size: V.
     form: one of FORMS.
-    samples: K draws of the importance-weighted bound (arXiv 1509.00519); for `jump` and `step`. A
-      latent that can be enumerated is summed exactly instead.
+    samples: K draws of the importance-weighted bound (arXiv 1509.00519); for `jump` and `step`.
+    share_draws: whether examples of a batch that see the same use each other's draws, n K in place
+      of K; for `jump` and `step` and small vocabularies, see `latent_scores.of_shared_draws`.
+    values: of an enumerated latent: "all", the exact sum; or "drawn", `samples` draws of p(z | x_t,
+      x_S), which is the posterior where the prior follows Bayes' rule.
     estimator: of MD4's loss in `global` and `paper`.
     steps: T of the estimator `steps`.
     step_counts: the numbers of steps T that `step` trains for, equally often.
@@ -107,6 +74,8 @@ class VMD:
   vocab_size: int
   form: str = "jump"
   samples: int = 1
+  share_draws: bool = False
+  values: str = "all"
   estimator: str = "count"
   steps: int | None = None
   step_counts: tuple[int, ...] = (1,)
@@ -126,10 +95,12 @@ class VMD:
       (self.form in FORMS, f"form is '{self.form}'; it must be one of {', '.join(FORMS)}"),
       (self.samples >= 1, f"samples is {self.samples}; it must be at least 1"),
       (
-        self.samples == 1 or not is_single,
-        f"samples is {self.samples}; one time inside the logarithm of several draws is no bound: "
-        "'global', 'paper' and posterior_reads 'clean' take 1",
+        (self.samples == 1 and not self.share_draws) or not is_single,
+        f"samples is {self.samples} and share_draws {self.share_draws}; one time inside the "
+        "logarithm of several draws is no bound: 'global', 'paper' and posterior_reads 'clean' "
+        "take 1 and False",
       ),
+      (self.values in VALUES, f"values is '{self.values}'; it must be one of {', '.join(VALUES)}"),
       (
         self.posterior_reads in ("revealed", "clean"),
         f"posterior_reads is '{self.posterior_reads}'; it must be 'revealed' or 'clean'",
@@ -156,7 +127,7 @@ class VMD:
         f"block_size is {self.block_size} and the form '{self.form}'; blocks are for 'global'",
       ),
       (
-        self.samples == 1 or self.free_nats == 0,
+        (self.samples == 1 and not self.share_draws) or self.free_nats == 0,
         "free_nats need a divergence of their own, which several samples do not have",
       ),
     ]
@@ -208,7 +179,9 @@ class VMD:
     Models of several blocks are scored at one step per block, whatever the grid. A posterior that
     was trained on jumps has read all masked tokens; it keeps doing so.
     """
-    plain = dataclasses.replace(self, kl_hold=0, kl_warmup=0, free_nats=0.0)
+    plain = dataclasses.replace(
+      self, share_draws=False, values="all", kl_hold=0, kl_warmup=0, free_nats=0.0
+    )
     if self.form in ("global", "paper"):
       estimator = self._md4().bound(steps, grid).estimator
       return dataclasses.replace(plain, form="global", estimator=estimator)
@@ -279,7 +252,7 @@ class VMD:
     zt_BxL = forward.mask_tokens(batch, is_masked_BxL, self.vocab_size)
     terms = self._terms(fns, batch, draws, scored_BxL, zt_BxL)
 
-    def decode(z_BxKxGxZ: jax.Array | None) -> _Decoded:
+    def decode(z_BxKxGxZ: jax.Array | None) -> Decoded:
       count = 1 if z_BxKxGxZ is None else z_BxKxGxZ.shape[1]
       repeat = lambda array: jnp.repeat(array, count, axis=0)
       inputs = {} if self.block_size is None else {"clean_BxL": repeat(batch.x_BxL)}
@@ -292,18 +265,22 @@ class VMD:
         dropout_key=dropout_key,
         **inputs,
       )
-      return _Decoded(prediction, repeat(batch.x_BxL), repeat(terms.scored_BxL))
+      return Decoded(prediction, repeat(batch.x_BxL), repeat(terms.scored_BxL))
 
     charge_BxG = self._kl_charge(step, batch, scored_BxL, draws)
     if fns.prior is None:
-      score = self._score_one(decode(None), terms, jnp.zeros_like(charge_BxG), charge_BxG)
-    else:
+      no_kl_BxG = jnp.zeros_like(charge_BxG)
+      score = latent_scores.of_one_draw(decode(None), terms, no_kl_BxG, charge_BxG)
+    elif fns.encode is None and self.values == "all":
+      if self.form in ("global", "paper"):
+        raise ValueError(
+          f"objective form '{self.form}' needs a posterior and an enumerated latent has none; set "
+          "objective.values=drawn, latent.enumerated=False, or form 'jump' or 'step'"
+        )
       prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
-      score = (
-        self._score_enumerated(decode, terms, prior, draws.key_B, charge_BxG)
-        if fns.encode is None
-        else self._score_sampled(decode, fns, batch, terms, prior, draws.key_B, charge_BxG)
-      )
+      score = latent_scores.of_all_values(decode, prior, terms, draws.key_B, charge_BxG)
+    else:
+      score = self._score_draws(fns, decode, batch, terms, draws.key_B, charge_BxG)
     loss, nats_BxG, parts_BxG = score
     nelbo_B, parts = nats_BxG.sum(-1), {name: part.sum(-1) for name, part in parts_BxG.items()}
     if self.form == "paper" or (self.form == "jump" and not self._is_bounding_jump):
@@ -313,82 +290,24 @@ class VMD:
     ends = (self._md4() if self.form == "global" else steps).ends(batch)
     return LossTerms(loss, sum(ends.values(), start=nelbo_B), batch.tokens_B, parts | ends)
 
-  # Each returns (loss, bound_BxG, its parts).
-
-  def _score_one(self, decoded, terms, kl_BxG, charge_BxG):
-    """One draw of z, with the divergence in a term of its own."""
-    loss, nats_Bx1xG = decoded.nll(terms.weight_BxG[:, None])
-    loss += jnp.sum(terms.kl_weight_BxG * charge_BxG * jnp.maximum(kl_BxG, self.free_nats))
-    parts_BxG = {
-      "diffusion": terms.weight_BxG * nats_Bx1xG[:, 0],
-      "kl": terms.kl_weight_BxG * jax.lax.stop_gradient(kl_BxG),
-    }
-    return loss, parts_BxG["diffusion"] + parts_BxG["kl"], parts_BxG
-
-  def _score_sampled(self, decode, fns, batch, terms, prior, key_B, charge_BxG):
-    """K draws of z from the posterior: -log sum_k w_k, w_k = p(z_k) / (K q(z_k)) prod mu(z_k).
-
-    Its gradient is that of -log w_k averaged with the normalised w_k. They are constants, so the
-    fused cross-entropy serves twice: for the values of w_k, and for the gradient.
-    """
-    posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
+  def _score_draws(self, fns, decode, batch, terms, key_B, charge_BxG):
+    """The score of draws from the posterior; an enumerated latent's reads x_S as if visible."""
+    prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
+    if fns.encode is None:
+      known_BxL = jnp.where(terms.read_BxL, batch.x_BxL, terms.seen_BxL)
+      posterior = jax.lax.stop_gradient(fns.prior(known_BxL, label_B=batch.label_B))
+    else:
+      posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
     z_BxKxGxZ = posterior.sample(rngs.fold_each(key_B, 1), self.samples)
+    if self.share_draws:
+      decoded = decode(z_BxKxGxZ)
+      return latent_scores.of_shared_draws(decoded, z_BxKxGxZ, posterior, prior, terms, charge_BxG)
     ratio_BxKxG = prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ)
-    decoded = decode(z_BxKxGxZ)
-    if self.samples == 1:
-      kl_BxG = posterior.kl(prior)
-      kl_BxG = -ratio_BxKxG[:, 0] if kl_BxG is None else kl_BxG
-      return self._score_one(decoded, terms, kl_BxG, charge_BxG)
-    weight_BxG, charge_Bx1xG = terms.weight_BxG, charge_BxG[:, None]
-    fixed_BxKxG = jax.lax.stop_gradient(ratio_BxKxG)
-    nats_BxKxG = decoded.nats(fixed_BxKxG.shape)
-    log_w = lambda charge: charge * fixed_BxKxG - nats_BxKxG
-    bound_BxG = lambda charge: jnp.log(self.samples) - jax.nn.logsumexp(log_w(charge), axis=1)
-    share_BxKxG = weight_BxG[:, None] * jax.nn.softmax(log_w(charge_Bx1xG), axis=1)
-    slope = decoded.nll(share_BxKxG)[0] - jnp.sum(share_BxKxG * charge_Bx1xG * ratio_BxKxG)
-    parts_BxG = {
-      "diffusion": weight_BxG * nats_BxKxG.mean(1),
-      "kl": -weight_BxG * fixed_BxKxG.mean(1),
-    }
-    value = jnp.sum(weight_BxG * bound_BxG(charge_Bx1xG))
-    return _with_slope_of(slope, value), weight_BxG * bound_BxG(1.0), parts_BxG
-
-  def _score_enumerated(self, decode, terms, prior, key_B, charge_BxG):
-    """All values of z: -log sum_z p(z) prod mu(z).
-
-    Its gradient in the denoiser is that of -log prod mu(z), averaged over the exact posterior of
-    z; one draw of it spares the backward pass of all other values and has the same mean. A charge
-    below 1 takes (J p(z))^charge / J for p(z), J the number of values: no value is given up before
-    the denoiser has found a use for it.
-    """
-    if self.form in ("global", "paper"):
-      raise ValueError(
-        f"objective form '{self.form}' needs a posterior and an enumerated latent has none; set "
-        "latent.enumerated=False, or form 'jump' or 'step'"
-      )
-    z_JxZ, log_p_BxGxJ = prior.support()
-    log_p_BxJxG, weight_BxG = jnp.swapaxes(log_p_BxGxJ, 1, 2), terms.weight_BxG
-    z_JxGxZ = jnp.broadcast_to(z_JxZ[:, None], (*log_p_BxJxG.shape[1:], z_JxZ.shape[1]))
-    every_BxJxGxZ = jnp.broadcast_to(z_JxGxZ[None], (len(log_p_BxJxG), *z_JxGxZ.shape))
-    nats_BxJxG = decode(every_BxJxGxZ).nats(log_p_BxJxG.shape)
-    fixed_BxJxG = jax.lax.stop_gradient(log_p_BxJxG)
-    log_count, charge_Bx1xG = jnp.log(log_p_BxJxG.shape[1]), charge_BxG[:, None]
-    log_w = lambda charge: charge * (fixed_BxJxG + log_count) - log_count - nats_BxJxG
-    charged_BxJxG, exact_BxJxG = log_w(charge_Bx1xG), log_w(1.0)
-    pick = lambda key, log_JxG: jax.random.categorical(key, log_JxG, axis=0)
-    chosen_BxG = jax.vmap(pick)(rngs.fold_each(key_B, 2), charged_BxJxG)
-    slope, _ = decode(z_JxZ[chosen_BxG][:, None]).nll(weight_BxG[:, None])
-    share_BxJxG = weight_BxG[:, None] * jax.nn.softmax(charged_BxJxG, axis=1)
-    slope -= jnp.sum(share_BxJxG * charge_Bx1xG * log_p_BxJxG)
-    value = -jnp.sum(weight_BxG * jax.nn.logsumexp(charged_BxJxG, axis=1))
-    log_posterior_BxJxG = jax.nn.log_softmax(exact_BxJxG, axis=1)
-    posterior_BxJxG = jnp.exp(log_posterior_BxJxG)
-    parts_BxG = {
-      "diffusion": weight_BxG * jnp.sum(posterior_BxJxG * nats_BxJxG, axis=1),
-      "kl": weight_BxG * jnp.sum(posterior_BxJxG * (log_posterior_BxJxG - fixed_BxJxG), axis=1),
-    }
-    nelbo_BxG = -weight_BxG * jax.nn.logsumexp(exact_BxJxG, axis=1)
-    return _with_slope_of(slope, value), nelbo_BxG, parts_BxG
+    if self.samples > 1:
+      return latent_scores.of_draws(decode, z_BxKxGxZ, ratio_BxKxG, terms, charge_BxG)
+    kl_BxG = posterior.kl(prior)
+    kl_BxG = -ratio_BxKxG[:, 0] if kl_BxG is None else kl_BxG
+    return latent_scores.of_one_draw(decode(z_BxKxGxZ), terms, kl_BxG, charge_BxG, self.free_nats)
 
   def _masked(self, batch, draws):
     """(what is masked, those of them that are scored)."""
@@ -418,21 +337,21 @@ class VMD:
       clues_BxL = forward.mask_tokens(batch, batch.free_BxL, self.vocab_size)
       is_scored_BxG = forward.group_sizes(batch.free_BxL, weight_BxG.shape[1]) > 0
       once_BxG = is_scored_BxG * batch.weight_B[:, None]
-      return _Terms(is_masked_BxL, weight_BxG, once_BxG, clues_BxL, batch.free_BxL)
+      return Terms(is_masked_BxL, weight_BxG, once_BxG, clues_BxL, batch.free_BxL)
     if self.form in ("jump", "paper"):
       weight_BxG *= forward.group_sizes(is_masked_BxL, weight_BxG.shape[1]) > 0
-      return _Terms(is_masked_BxL, weight_BxG, weight_BxG, zt_BxL, is_masked_BxL)
+      return Terms(is_masked_BxL, weight_BxG, weight_BxG, zt_BxL, is_masked_BxL)
     length, groups = is_masked_BxL.shape[1], weight_BxG.shape[1]
     if self.posterior_reads == "clean" and fns.encode is not None:
       masked_BxG = forward.group_sizes(is_masked_BxL, groups)
       some_BxG = 1.0 - (1.0 - draws.reveal_BxG) ** masked_BxG  # P(S is not empty)
       weights = weight_BxG * draws.reveal_BxG, weight_BxG * some_BxG
-      return _Terms(is_masked_BxL, *weights, zt_BxL, is_masked_BxL)
+      return Terms(is_masked_BxL, *weights, zt_BxL, is_masked_BxL)
     uniform_BxL = rngs.uniform_each(rngs.fold_each(draws.key_B, 0), (length,))
     reveal_BxL = forward.group_to_token(draws.reveal_BxG, length)
     revealed_BxL = is_masked_BxL & (uniform_BxL < reveal_BxL)
     weight_BxG *= forward.group_sizes(revealed_BxL, groups) > 0
-    return _Terms(revealed_BxL, weight_BxG, weight_BxG, zt_BxL, revealed_BxL)
+    return Terms(revealed_BxL, weight_BxG, weight_BxG, zt_BxL, revealed_BxL)
 
   def _kl_charge(self, step, batch, scored_BxL, draws):
     """charge_BxG, the weight of the divergence in the loss at a training step.
@@ -452,8 +371,3 @@ class VMD:
       free_BxL = self._block(free_BxL, draws.block_B)
     is_whole_BxG = forward.group_sizes(scored_BxL != free_BxL, ones_BxG.shape[1]) == 0
     return jnp.where(is_whole_BxG, charge, ones_BxG)
-
-
-def _with_slope_of(slope: jax.Array, value: jax.Array) -> jax.Array:
-  """`value`, with the gradient of `slope`."""
-  return slope + jax.lax.stop_gradient(value - slope)

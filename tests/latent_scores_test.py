@@ -1,0 +1,186 @@
+"""Bayes' rule as prior and posterior of codes, and draws of z that examples share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from md4vmd import latents, networks, rngs, samplers
+from md4vmd.evaluators.enumeration import exact_log_prob
+from md4vmd.interfaces import ModelFns
+from md4vmd.objectives import VMD
+from md4vmd.schedules.linear import Linear
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+L, V, J = 3, 3, 6
+X_NxL = toys.sequences(L, V)
+
+
+@pytest.fixture(scope="module")
+def bayes():
+  """A network with two codes, 2 and 3 classes' worth of values, whose prior is Bayes' rule."""
+  denoiser = networks.Transformer(
+    V, width=16, depth=1, heads=2, condition_width=8, time_conditioning=False, adaln_zero=False
+  )
+  family = latents.CategoricalFamily(codes=1, classes=J, scale=2.0, prior="bayes")
+  network = networks.with_latent(denoiser, family)
+  return networks.bind(network, toys.random_params(network, jnp.zeros((1, L), int)))
+
+
+def losses(objective, fns, x_BxL, key):
+  batch = toys.make_batch(x_BxL)
+  draws = objective.draw(rngs.batch_noise(key, len(x_BxL)), batch)
+  return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+
+def one_step(fns):
+  """log p(z) and log mu(x_n | all masked, z) of a model, [J] and [J, L, V]."""
+  masked_1xL = jnp.full((1, L), V)
+  support = fns.prior(masked_1xL).support()
+  z_Jx1xZ = support.z_JxZ[:, None]
+  logits = fns.denoise(
+    jnp.tile(masked_1xL, (len(z_Jx1xZ), 1)), jnp.ones((len(z_Jx1xZ), 1)), latent_BxGxZ=z_Jx1xZ
+  ).logits()
+  return np.asarray(support.log_p_BxGxJ[0, 0]), np.asarray(jax.nn.log_softmax(logits))
+
+
+# --- Bayes' rule -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visible", [[], [1], [0, 2], [0, 1, 2]])
+def test_a_bayes_prior_weighs_values_by_what_they_make_of_the_visible_tokens(bayes, visible):
+  log_p_J, log_mu_JxLxV = one_step(bayes)
+  assert np.ptp(log_p_J) > 0.1
+  zt_NxL = np.full_like(X_NxL, V)
+  zt_NxL[:, visible] = X_NxL[:, visible]
+  for x_L, got_J in zip(
+    X_NxL, np.asarray(bayes.prior(jnp.asarray(zt_NxL)).support().log_p_BxGxJ[:, 0]), strict=True
+  ):
+    joint_J = np.exp(log_p_J) * np.prod(
+      [np.exp(log_mu_JxLxV[:, n, x_L[n]]) for n in visible], axis=0
+    )
+    np.testing.assert_allclose(np.exp(got_J), joint_J / joint_J.sum(), rtol=2e-5)
+
+
+def test_drawn_values_give_the_exact_likelihood_of_one_step(bayes):
+  """Every draw of the exact posterior has the weight p(z) mu(x | z) / q(z | x) = p(x)."""
+  log_p_J, log_mu_JxLxV = one_step(bayes)
+  nats_N = [
+    -np.logaddexp.reduce(log_p_J + log_mu_JxLxV[:, np.arange(L), x_L].sum(-1)) for x_L in X_NxL
+  ]
+  for samples in (1, 3):
+    objective = VMD(Linear(), V, "jump", all_masked=1.0, samples=samples, values="drawn")
+    got_N = losses(objective, bayes, X_NxL, jax.random.key(samples)).nelbo_B
+    np.testing.assert_allclose(got_N, nats_N, rtol=2e-5)
+
+
+def test_drawn_values_bound_the_exact_law_of_several_steps(bayes):
+  times = samplers.times("uniform", 3)
+  x_L = X_NxL[5]
+  nll = -float(exact_log_prob(bayes, Linear(), times, jnp.asarray(x_L[None]), V)[0])
+  objective = VMD(Linear(), V, "step", step_counts=(3,), samples=2, values="drawn")
+  nats_B = np.asarray(losses(objective, bayes, np.tile(x_L, (8192, 1)), jax.random.key(0)).nelbo_B)
+  error = nats_B.std(ddof=1) / np.sqrt(len(nats_B))
+  assert nll - 3 * error < nats_B.mean() < nll + 1.0
+  assert objective.bound(3, "uniform").values == "all"
+
+
+def test_bayes_rule_is_refused_where_it_has_no_table():
+  with pytest.raises(ValueError, match="not enumerated"):
+    latents.CategoricalFamily(codes=2, classes=4, enumerated=False, prior="bayes")
+  for family in (latents.GaussianFamily, latents.MixtureFamily):
+    with pytest.raises(ValueError, match="latent prior 'bayes' of a"):
+      family(prior="bayes")
+  denoiser = networks.Transformer(V, width=16, depth=1, heads=2, classes=2)
+  with pytest.raises(ValueError, match="no place for blocks or labels"):
+    networks.with_latent(denoiser, latents.CategoricalFamily(classes=4, prior="bayes"))
+
+
+# --- shared draws ------------------------------------------------------------------------------
+
+
+def gaussians(sees_clues=True):
+  """A model whose Gaussian posterior reads all tokens and whose prior is N(0, I)."""
+  rng = np.random.default_rng(0)
+  out_ZxLxV, q_LxS = rng.normal(size=(2, L, V)), 0.4 * rng.normal(size=(L, 4))
+
+  def denoise(zt_BxL, t_BxG, *, latent_BxGxZ, label_B=None, dropout_key=None):
+    logits = jnp.einsum("bgz,zlv->blv", latent_BxGxZ, out_ZxLxV)
+    return toys.Logits(logits + 0.3 * (zt_BxL == 0)[..., None] * jnp.arange(V)[None, None])
+
+  def encode(x_BxL, zt_BxL, where_BxL, *, label_B=None):
+    raw_BxS = jnp.where(where_BxL, x_BxL, zt_BxL).astype(float) @ q_LxS
+    return latents.Gaussian(raw_BxS[:, None, :2], raw_BxS[:, None, 2:])
+
+  def prior(zt_BxL, *, label_B=None):
+    zeros = jnp.zeros((len(zt_BxL), 1, 2))
+    return latents.Gaussian(zeros, zeros)
+
+  return ModelFns(denoise, encode, prior)
+
+
+SHARED = VMD(Linear(), V, "jump", samples=4, share_draws=True, all_masked=1.0)
+
+
+def test_the_weights_of_shared_draws_average_to_the_likelihood(x64):
+  """exp(-bound) is unbiased for p(x), by an integral over z on a fine grid; the bound is above."""
+  fns, x_BxL = gaussians(), X_NxL[[3, 11, 20]]
+  side = np.linspace(-7, 7, 401)
+  z_RxZ = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+  p_R = np.exp(-0.5 * np.square(z_RxZ).sum(-1)) / (2 * np.pi) * (side[1] - side[0]) ** 2
+  masked_RxL = jnp.full((len(z_RxZ), L), V)
+  log_mu = jax.nn.log_softmax(
+    fns.denoise(masked_RxL, None, latent_BxGxZ=jnp.asarray(z_RxZ)[:, None]).logits()
+  )
+  p_B = [p_R @ np.exp(log_mu[:, np.arange(L), x_L].sum(-1)) for x_L in x_BxL]
+  one = lambda key: losses(SHARED, fns, x_BxL, key).nelbo_B
+  nats_RxB = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 20_000)))
+  weight_RxB = np.exp(-nats_RxB)
+  error_B = weight_RxB.std(axis=0, ddof=1) / np.sqrt(len(weight_RxB))
+  assert (error_B < 0.01 * np.array(p_B)).all()
+  assert (np.abs(weight_RxB.mean(0) - p_B) < 4 * error_B).all()
+  alone = dataclasses.replace(SHARED, share_draws=False)
+  apart = lambda key: losses(alone, fns, x_BxL, key).nelbo_B
+  apart_RxB = np.asarray(jax.jit(jax.vmap(apart))(jax.random.split(jax.random.key(0), 20_000)))
+  assert (-np.log(p_B) < nats_RxB.mean(0)).all()
+  assert nats_RxB.mean() < apart_RxB.mean()  # the same draws, used together
+
+
+def test_examples_that_see_different_tokens_share_nothing(x64):
+  """Each is then scored as without sharing, in value, bound and gradient."""
+  fns, x_BxL = gaussians(), np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]])
+  partial = dataclasses.replace(SHARED, all_masked=0.0)
+  script = toys.Script(jnp.full((3, 1), 0.4), jnp.tile(jnp.array([0.9, 0.1, 0.2]), (3, 1)))
+  batch = toys.make_batch(x_BxL)
+
+  def value(objective, scale):
+    draws = dataclasses.replace(objective.draw(Keyed(script), batch), weight_BxG=jnp.ones((3, 1)))
+    scaled = fns._replace(
+      denoise=lambda zt, t, *, latent_BxGxZ, **rest: fns.denoise(
+        zt, t, latent_BxGxZ=scale * latent_BxGxZ, **rest
+      )
+    )
+    return objective.loss(scaled, batch, draws, step=jnp.zeros((), int)).loss
+
+  shared, alone = (
+    jax.value_and_grad(value, argnums=1)(dataclasses.replace(partial, share_draws=share), 1.0)
+    for share in (True, False)
+  )
+  np.testing.assert_allclose(shared, alone, rtol=1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed:
+  """A script of times and masks, with keys."""
+
+  script: toys.Script
+
+  def __getattr__(self, name):
+    return getattr(self.script, name)
+
+  def keys(self, name):
+    return jax.random.split(jax.random.key(7), len(self.script.u_BxG))
