@@ -30,6 +30,7 @@ LIKE_ANOTHER = {
   ("sudoku", "4x4"),
   ("sudoku", "4x4-several"),
   ("sudoku", "9x9-small"),
+  ("sudoku", "9x9-vmd"),
   ("sudoku", "vmd"),
   ("synthetic", "pairs_skewed"),
   ("synthetic", "d1"),

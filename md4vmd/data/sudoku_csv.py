@@ -21,6 +21,9 @@ class SudokuCsv(Boards):
 
   A grid's side is a hash of the grid and the seed, so it is the same whatever files are read, and
   all puzzles of one grid fall on one side. That a puzzle has one solution is taken on trust.
+
+  Beside `train` and `valid` there is a split `valid_NAME` of the held-out puzzles of each file, if
+  there are several, NAME being the file's up to its first dot.
   """
 
   def __init__(
@@ -48,15 +51,16 @@ class SudokuCsv(Boards):
       f"no puzzle for train or valid among {len(x_NxL)}: change it, or read more puzzles",
       valid_fraction=valid_fraction,
     )
-    size = math.isqrt(widths[0])
+    size, chosen = math.isqrt(widths[0]), {"train": ~is_valid_N, "valid": is_valid_N}
+    if len(files) > 1:
+      name_N = np.repeat([file.name.split(".")[0] for file in files], [len(x) for x, _ in parts])
+      held = sorted(set(name_N[is_valid_N]))
+      chosen |= {f"valid_{name}": is_valid_N & (name_N == name) for name in held}
     cut = Cut(
-      {
-        "train": Arrays(x_NxL[~is_valid_N], given=given_NxL[~is_valid_N]),
-        "valid": Arrays(x_NxL[is_valid_N], given=given_NxL[is_valid_N]),
-      },
+      {name: Arrays(x_NxL[is_N], given=given_NxL[is_N]) for name, is_N in chosen.items()},
       about=f"Sudoku {size}x{size} from {len(files)} csv, valid cut by a hash of the solution",
       held_grids=x_NxL[is_valid_N],
-      entropies_nats={"train": 0.0, "valid": 0.0},
+      entropies_nats=dict.fromkeys(chosen, 0.0),
     )
     super().__init__(size, cut, symmetries=symmetries)
 

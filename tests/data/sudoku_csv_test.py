@@ -67,6 +67,27 @@ def test_the_cut_is_by_grid_and_stays_when_files_are_added(tmp_path, file, rows)
     assert moved["given"].sum() == 6
 
 
+def test_the_held_out_puzzles_of_each_of_several_files_are_a_split(tmp_path, rows):
+  paths = [tmp_path / name for name in ("easy.csv", "hard.set.csv.gz")]
+  paths[0].write_text(HEADER + "".join(rows[:300]))
+  paths[1].write_bytes(gzip.compress((HEADER + "".join(rows[300:])).encode()))
+  boards = SudokuCsv(path=",".join(map(str, paths)), valid_fraction=0.3)
+  parts = [boards.split(f"valid_{name}") for name in ("easy", "hard")]
+  for path, part in zip(paths, parts, strict=True):
+    x_NxL, given_NxL = read_puzzles(path)
+    ours = {(part[i]["x"].tobytes(), part[i]["given"].tobytes()) for i in range(len(part))}
+    theirs = {
+      (x.tobytes(), given.tobytes())
+      for x, given in zip(x_NxL.astype(np.int32), given_NxL, strict=True)
+    }
+    assert ours and ours < theirs
+  assert sum(map(len, parts)) == len(boards.split("valid"))
+  with pytest.raises(ValueError, match="valid_easy, valid_hard"):
+    boards.split("hard")
+  with pytest.raises(ValueError, match=r"use one of train, valid$"):
+    SudokuCsv(path=str(paths[0]), valid_fraction=0.3).split("valid_easy")
+
+
 def test_hashes_are_stored_values_and_uniform():
   grids = rules.all_grids_4x4()
   assert hash_fraction(grids[:2], 0).tolist() == [0.47353063837982756, 0.3174377761082616]
