@@ -103,7 +103,7 @@ def test_bayes_rule_is_refused_where_it_has_no_table():
 # --- shared draws ------------------------------------------------------------------------------
 
 
-def gaussians(sees_clues=True):
+def gaussians():
   """A model whose Gaussian posterior reads all tokens and whose prior is N(0, I)."""
   rng = np.random.default_rng(0)
   out_ZxLxV, q_LxS = rng.normal(size=(2, L, V)), 0.4 * rng.normal(size=(L, 4))
@@ -148,6 +148,13 @@ def test_the_weights_of_shared_draws_average_to_the_likelihood(x64):
   apart_RxB = np.asarray(jax.jit(jax.vmap(apart))(jax.random.split(jax.random.key(0), 20_000)))
   assert (-np.log(p_B) < nats_RxB.mean(0)).all()
   assert nats_RxB.mean() < apart_RxB.mean()  # the same draws, used together
+
+
+def test_labelled_examples_are_refused():
+  batch = dataclasses.replace(toys.make_batch(X_NxL[:2]), label_B=jnp.zeros(2, jnp.int32))
+  draws = SHARED.draw(rngs.batch_noise(jax.random.key(0), 2), batch)
+  with pytest.raises(ValueError, match="share_draws is True and examples have labels"):
+    SHARED.loss(gaussians(), batch, draws, step=jnp.zeros((), int))
 
 
 def test_examples_that_see_different_tokens_share_nothing(x64):

@@ -300,6 +300,11 @@ class VMD:
       posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
     z_BxKxGxZ = posterior.sample(rngs.fold_each(key_B, 1), self.samples)
     if self.share_draws:
+      if batch.label_B is not None:
+        raise ValueError(
+          "objective share_draws is True and examples have labels, which what they see depends on; "
+          "set False"
+        )
       decoded = decode(z_BxKxGxZ)
       return latent_scores.of_shared_draws(decoded, z_BxKxGxZ, posterior, prior, terms, charge_BxG)
     ratio_BxKxG = prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ)
