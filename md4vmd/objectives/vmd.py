@@ -179,12 +179,11 @@ class VMD:
     Models of several blocks are scored at one step per block, whatever the grid. A posterior that
     was trained on jumps has read all masked tokens; it keeps doing so.
     """
-    plain = dataclasses.replace(
-      self, share_draws=False, values="all", kl_hold=0, kl_warmup=0, free_nats=0.0
-    )
+    plain = dataclasses.replace(self, share_draws=False, kl_hold=0, kl_warmup=0, free_nats=0.0)
     if self.form in ("global", "paper"):
       estimator = self._md4().bound(steps, grid).estimator
       return dataclasses.replace(plain, form="global", estimator=estimator)
+    plain = dataclasses.replace(plain, values="all")
     if self.blocks > 1:
       return dataclasses.replace(plain, all_masked=1.0)
     if self.form == "jump" and steps > 1:
