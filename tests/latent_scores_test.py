@@ -153,22 +153,22 @@ def test_the_weights_of_shared_draws_average_to_the_likelihood(x64):
   assert nats_RxB.mean() < apart_RxB.mean()  # the same draws, used together
 
 
-def test_labelled_examples_are_refused():
-  batch = dataclasses.replace(toys.make_batch(X_NxL[:2]), label_B=jnp.zeros(2, jnp.int32))
-  draws = SHARED.draw(rngs.batch_noise(jax.random.key(0), 2), batch)
-  with pytest.raises(ValueError, match="share_draws is True and examples have labels"):
-    SHARED.loss(gaussians(), batch, draws, step=jnp.zeros((), int))
-
-
-def test_examples_that_see_different_tokens_share_nothing(x64):
-  """Each is then scored as without sharing, in value, bound and gradient."""
+@pytest.mark.parametrize("apart", ["tokens", "labels", "times"])
+def test_examples_whose_networks_see_different_things_share_nothing(apart, x64):
+  """Each is then scored as without sharing, in value and gradient."""
   fns, x_BxL = gaussians(), np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]])
+  if apart != "tokens":
+    x_BxL[:] = x_BxL[1]
   partial = dataclasses.replace(SHARED, all_masked=0.0)
   script = toys.Script(jnp.full((3, 1), 0.4), jnp.tile(jnp.array([0.9, 0.1, 0.2]), (3, 1)))
   batch = toys.make_batch(x_BxL)
+  if apart == "labels":
+    batch = dataclasses.replace(batch, label_B=jnp.arange(3))
 
   def value(objective, scale):
-    draws = dataclasses.replace(objective.draw(Keyed(script), batch), weight_BxG=jnp.ones((3, 1)))
+    draws = objective.draw(Keyed(script), batch)
+    if apart == "times":
+      draws = dataclasses.replace(draws, t_BxG=jnp.arange(3.0)[:, None] / 3)
     scaled = fns._replace(
       denoise=lambda zt, t, *, latent_BxGxZ, **rest: fns.denoise(
         zt, t, latent_BxGxZ=scale * latent_BxGxZ, **rest

@@ -110,6 +110,7 @@ def of_shared_draws(
   prior: Any,
   terms: Terms,
   charge_BxG: jax.Array,
+  is_alike_BxB: jax.Array,
 ) -> Score:
   """As `of_draws`, but examples that see the same use each other's draws; for one group.
 
@@ -117,13 +118,20 @@ def of_shared_draws(
   (multiple importance sampling, balance heuristic). So -log 1/(n K) sum_jk p(z_jk) / q(z_jk)
   prod mu(z_jk) bounds -log p(x | x_t) of each of them. Every draw's logits are compared with every
   example, and [B K, L, V] of them are held: for small vocabularies.
+
+  Args:
+    decoded: the predictions for z.
+    z_BxKxGxZ: the draws.
+    posterior: they are of.
+    prior: the same for examples that see the same.
+    terms: what is scored.
+    charge_BxG: of the divergence.
+    is_alike_BxB: which examples have the same inputs of the network and score the same positions.
   """
   size, samples = z_BxKxGxZ.shape[:2]
   log_mu_RxLxV = jax.nn.log_softmax(decoded.prediction.logits())
   x_BxLxV = jax.nn.one_hot(decoded.x_RxL[::samples], log_mu_RxLxV.shape[-1])
   log_mu_BxR = jnp.einsum("blv,bl,rlv->br", x_BxLxV, terms.scored_BxL, log_mu_RxLxV)
-  alike = lambda array_BxL: (array_BxL[:, None] == array_BxL[None]).all(-1)
-  is_shared_BxB = alike(terms.seen_BxL) & alike(terms.scored_BxL)
   every_BxRxGxZ = jnp.broadcast_to(
     z_BxKxGxZ.reshape(1, size * samples, *z_BxKxGxZ.shape[2:]),
     (size, size * samples, *z_BxKxGxZ.shape[2:]),
@@ -132,10 +140,10 @@ def of_shared_draws(
   # Sums over posteriors relative to that of the example whose draw it is, one of the summands.
   log_q_BxR = posterior.log_prob(every_BxRxGxZ)[..., 0]
   relative_BxR = jnp.exp(jnp.minimum(log_q_BxR - own_R[None], 80.0))
-  sum_BxR = jnp.maximum(is_shared_BxB.astype(own_R.dtype) @ relative_BxR, 1.0)
+  sum_BxR = jnp.maximum(is_alike_BxB.astype(own_R.dtype) @ relative_BxR, 1.0)
   prior_R = prior.log_prob(z_BxKxGxZ).reshape(-1)
   ratio_BxR = (prior_R - own_R)[None] - jnp.log(sum_BxR)
-  is_shared_BxR = jnp.repeat(is_shared_BxB, samples, axis=1)
+  is_shared_BxR = jnp.repeat(is_alike_BxB, samples, axis=1)
   log_w = lambda charge: jnp.where(is_shared_BxR, charge * ratio_BxR + log_mu_BxR, -jnp.inf)
   nats_BxG = lambda charge: (
     terms.weight_BxG * (jnp.log(samples) - jax.nn.logsumexp(log_w(charge), axis=1, keepdims=True))

@@ -7,6 +7,7 @@ revealed together depend on each other. Which figures bound -log p(x) is said fo
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +280,7 @@ class VMD:
       prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
       score = latent_scores.of_all_values(decode, prior, terms, draws.key_B, charge_BxG)
     else:
-      score = self._score_draws(fns, decode, batch, terms, draws.key_B, charge_BxG)
+      score = self._score_draws(fns, decode, batch, terms, draws, charge_BxG)
     loss, nats_BxG, parts_BxG = score
     nelbo_B, parts = nats_BxG.sum(-1), {name: part.sum(-1) for name, part in parts_BxG.items()}
     if self.form == "paper" or (self.form == "jump" and not self._is_bounding_jump):
@@ -289,7 +290,7 @@ class VMD:
     ends = (self._md4() if self.form == "global" else steps).ends(batch)
     return LossTerms(loss, sum(ends.values(), start=nelbo_B), batch.tokens_B, parts | ends)
 
-  def _score_draws(self, fns, decode, batch, terms, key_B, charge_BxG):
+  def _score_draws(self, fns, decode, batch, terms, draws, charge_BxG):
     """The score of draws from the posterior; an enumerated latent's reads x_S as if visible."""
     prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
     if fns.encode is None:
@@ -297,15 +298,14 @@ class VMD:
       posterior = jax.lax.stop_gradient(fns.prior(known_BxL, label_B=batch.label_B))
     else:
       posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
-    z_BxKxGxZ = posterior.sample(rngs.fold_each(key_B, 1), self.samples)
+    z_BxKxGxZ = posterior.sample(rngs.fold_each(draws.key_B, 1), self.samples)
     if self.share_draws:
-      if batch.label_B is not None:
-        raise ValueError(
-          "objective share_draws is True and examples have labels, which what they see depends on; "
-          "set False"
-        )
-      decoded = decode(z_BxKxGxZ)
-      return latent_scores.of_shared_draws(decoded, z_BxKxGxZ, posterior, prior, terms, charge_BxG)
+      inputs = [terms.seen_BxL, terms.scored_BxL, draws.t_BxG]
+      inputs += [] if batch.label_B is None else [batch.label_B[:, None]]
+      is_alike_BxB = functools.reduce(jnp.logical_and, map(_equal_rows, inputs))
+      return latent_scores.of_shared_draws(
+        decode(z_BxKxGxZ), z_BxKxGxZ, posterior, prior, terms, charge_BxG, is_alike_BxB
+      )
     ratio_BxKxG = prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ)
     if self.samples > 1:
       return latent_scores.of_draws(decode, z_BxKxGxZ, ratio_BxKxG, terms, charge_BxG)
@@ -375,3 +375,8 @@ class VMD:
       free_BxL = self._block(free_BxL, draws.block_B)
     is_whole_BxG = forward.group_sizes(scored_BxL != free_BxL, ones_BxG.shape[1]) == 0
     return jnp.where(is_whole_BxG, charge, ones_BxG)
+
+
+def _equal_rows(array_BxN: jax.Array) -> jax.Array:
+  """Which examples have the same row as which others, [B, B]."""
+  return (array_BxN[:, None] == array_BxN[None]).all(-1)
