@@ -95,7 +95,7 @@ def config(job: Job) -> Any:
     # On D1 some of 256 codes, which no mode had taken, kept a thousandth of the probability.
     classes = 8 if job.data == "d1" else 16
     made.latent.update({"prior": "bayes", "codes": 2, "classes": classes, "scale": 3.0})
-    made.objective.update({"values": "drawn", "samples": 4, "kl_warmup_masks": "all"})
+    made.objective.update({"sum_values": False, "samples": 4, "kl_warmup_masks": "all"})
     # Until then the codes count as equally probable, or modes would come to share one.
     made.objective.update({"kl_hold": 1000, "kl_warmup": 100})
     made.run.steps = 2400

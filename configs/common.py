@@ -66,7 +66,7 @@ def base() -> Any:
   #   steps is T, and auxiliary D3PM's); block_size makes it block diffusion
   # genmd4: power is learned | frozen; estimator is count | tilted
   # vmd: form is global (with block_size too) | step | jump | paper; grid is that of step's times;
-  #   posterior_reads is revealed | clean; values (of an enumerated latent) is all | drawn
+  #   posterior_reads is revealed | clean; sum_values is about enumerated latents
   # ar: nothing to set
   config.objective = ConfigDict(
     {
@@ -80,7 +80,7 @@ def base() -> Any:
       "form": placeholder(str),
       "samples": placeholder(int),
       "share_draws": placeholder(bool),
-      "values": placeholder(str),
+      "sum_values": placeholder(bool),
       "grid": placeholder(str),
       "posterior_reads": placeholder(str),
       "step_counts": placeholder(tuple),

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import importlib
 import re
 
 import pytest
@@ -328,6 +329,15 @@ def test_how_data_are_made_and_checked_may_change(config):
 def test_the_variants_that_are_not_run_from_end_to_end_are_built(name, variant, tmp_path):
   built = build.model(shrunken.config(name, variant, folder=tmp_path))
   assert build.evaluators(built, evaluators.TABLE).keys() == built.evaluators.keys()
+
+
+def test_no_key_is_one_that_the_command_line_takes_for_a_method():
+  """Such as `values`: flags reach a key as an attribute of the config, where methods come first."""
+  for name, variant in {*shrunken.shipped(), *shrunken.LIKE_ANOTHER}:
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(variant) if variant else module.get_config()
+    keys = {key for path in traverse_util.flatten_dict(config.to_dict()) for key in path}
+    assert not {key for key in keys if hasattr(ConfigDict, key)}
 
 
 @pytest.mark.parametrize("name", ["any_order", "blocks"])

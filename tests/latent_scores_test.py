@@ -73,7 +73,7 @@ def test_drawn_values_give_the_exact_likelihood_of_one_step(bayes):
     -np.logaddexp.reduce(log_p_J + log_mu_JxLxV[:, np.arange(L), x_L].sum(-1)) for x_L in X_NxL
   ]
   for samples in (1, 3):
-    objective = VMD(Linear(), V, "jump", all_masked=1.0, samples=samples, values="drawn")
+    objective = VMD(Linear(), V, "jump", all_masked=1.0, samples=samples, sum_values=False)
     got_N = losses(objective, bayes, X_NxL, jax.random.key(samples)).nelbo_B
     np.testing.assert_allclose(got_N, nats_N, rtol=2e-5)
 
@@ -83,12 +83,12 @@ def test_drawn_values_bound_the_exact_law_of_several_steps(bayes, form, refresh)
   times, x_L = samplers.times("uniform", 3), X_NxL[5]
   law = exact_log_prob(bayes, Linear(), times, jnp.asarray(x_L[None]), V, latent_refresh=refresh)
   own = {"step": {"step_counts": (3,), "samples": 2}, "global": {"estimator": "steps", "steps": 3}}
-  objective = VMD(Linear(), V, form, values="drawn", **own[form])
+  objective = VMD(Linear(), V, form, sum_values=False, **own[form])
   nats_B = np.asarray(losses(objective, bayes, np.tile(x_L, (8192, 1)), jax.random.key(0)).nelbo_B)
   error = nats_B.std(ddof=1) / np.sqrt(len(nats_B))
   assert -law[0] - 3 * error < nats_B.mean() < -law[0] + 1.0
   bound = objective.bound(3, "uniform")
-  assert bound.values == {"step": "all", "global": "drawn"}[form]
+  assert bound.sum_values == (form == "step")
   assert losses(bound, bayes, X_NxL, jax.random.key(0)).nelbo_B is not None
 
 

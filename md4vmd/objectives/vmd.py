@@ -21,7 +21,6 @@ from md4vmd.rngs import Noise
 from md4vmd.schedules.grids import times
 
 FORMS = ("global", "step", "jump", "paper")
-VALUES = ("all", "drawn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +48,8 @@ class VMD:
     samples: K draws of the importance-weighted bound (arXiv 1509.00519); for `jump` and `step`.
     share_draws: whether examples of a batch that see the same use each other's draws, n K in place
       of K; for `jump` and `step` and small vocabularies, see `latent_scores.of_shared_draws`.
-    values: of an enumerated latent: "all", the exact sum; or "drawn", `samples` draws of p(z | x_t,
-      x_S), which is the posterior where the prior follows Bayes' rule.
+    sum_values: whether an enumerated latent is summed exactly. If not, `samples` of its values are
+      drawn from p(z | x_t, x_S), which is the posterior where the prior follows Bayes' rule.
     estimator: of MD4's loss in `global` and `paper`.
     steps: T of the estimator `steps`.
     step_counts: the numbers of steps T that `step` trains for, equally often.
@@ -76,7 +75,7 @@ class VMD:
   form: str = "jump"
   samples: int = 1
   share_draws: bool = False
-  values: str = "all"
+  sum_values: bool = True
   estimator: str = "count"
   steps: int | None = None
   step_counts: tuple[int, ...] = (1,)
@@ -101,7 +100,6 @@ class VMD:
         "logarithm of several draws is no bound: 'global', 'paper' and posterior_reads 'clean' "
         "take 1 and False",
       ),
-      (self.values in VALUES, f"values is '{self.values}'; it must be one of {', '.join(VALUES)}"),
       (
         self.posterior_reads in ("revealed", "clean"),
         f"posterior_reads is '{self.posterior_reads}'; it must be 'revealed' or 'clean'",
@@ -184,7 +182,7 @@ class VMD:
     if self.form in ("global", "paper"):
       estimator = self._md4().bound(steps, grid).estimator
       return dataclasses.replace(plain, form="global", estimator=estimator)
-    plain = dataclasses.replace(plain, values="all")
+    plain = dataclasses.replace(plain, sum_values=True)
     if self.blocks > 1:
       return dataclasses.replace(plain, all_masked=1.0)
     if self.form == "jump" and steps > 1:
@@ -271,11 +269,11 @@ class VMD:
     if fns.prior is None:
       no_kl_BxG = jnp.zeros_like(charge_BxG)
       score = latent_scores.of_one_draw(decode(None), terms, no_kl_BxG, charge_BxG)
-    elif fns.encode is None and self.values == "all":
+    elif fns.encode is None and self.sum_values:
       if self.form in ("global", "paper"):
         raise ValueError(
           f"objective form '{self.form}' needs a posterior and an enumerated latent has none; set "
-          "objective.values=drawn, latent.enumerated=False, or form 'jump' or 'step'"
+          "objective.sum_values=False, latent.enumerated=False, or form 'jump' or 'step'"
         )
       prior = fns.prior(terms.seen_BxL, label_B=batch.label_B)
       score = latent_scores.of_all_values(decode, prior, terms, draws.key_B, charge_BxG)
