@@ -81,5 +81,4 @@ def _give_latent(config):
   config.latent.prior = "conditional"
   config.objective.update({"name": "vmd", "form": "jump", "kl_hold": 1000, "kl_warmup": 1500})
   config.objective.kl_warmup_masks = "all"  # over whole masks alone, this latent collapses
-  config.objective.all_masked = 0.35
   config.evaluators.latent = {}
