@@ -68,7 +68,7 @@ def get_config(variant: str = "4x4"):
   }
   if variant == "vmd":
     config.network.depth = 3
-    config.run.batch_size = 64
+    config.run.update({"steps": 5000, "batch_size": 64})
     config.evaluators.sudoku.update({"orders": ("top_prob",), "calls": (1, 2, 5)})
     _give_latent(config)
   return config

@@ -102,7 +102,8 @@ def read_header(path: pathlib.Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="np") as file:
       header = dict(file.metadata() or {})
   except (OSError, safetensors.SafetensorError) as error:
-    raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    what = "a folder; --mode=export writes the file of a run" if path.is_dir() else error
+    raise ValueError(f"{path} cannot be read as safetensors: {what}") from error
   if header.get("format") != _FORMAT:
     return {}
   return {key: value if key == "format" else json.loads(value) for key, value in header.items()}

@@ -152,3 +152,8 @@ def test_what_is_no_safetensors_is_refused(tmp_path, content):
     path.write_bytes(content)
   with pytest.raises(ValueError, match="cannot be read as safetensors"):
     weights.read(path, {"a": np.zeros(2)}, {"a": (2,)})
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+  with pytest.raises(ValueError, match="a folder; --mode=export writes the file"):
+    weights.read_header(tmp_path)

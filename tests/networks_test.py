@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from md4vmd import networks
-from md4vmd.networks import Transformer
+from md4vmd.networks import Transformer, stack
 from md4vmd.networks.head import padded
 from tests import toys
 
@@ -44,6 +44,16 @@ def test_remat_changes_neither_loss_nor_gradient(remat, plain):
   params, loss, plain_gradient = plain
   loss_remat, again = gradient(Transformer(**SMALL, remat=remat), params)
   np.testing.assert_allclose(loss_remat, loss, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, plain_gradient
+  )
+
+
+def test_a_loop_of_blocks_computes_what_written_out_ones_do(plain, monkeypatch):
+  params, loss, plain_gradient = plain
+  monkeypatch.setattr(stack, "FEW", {False: 1, True: 1})
+  loss_loop, again = gradient(Transformer(**SMALL), params)
+  np.testing.assert_allclose(loss_loop, loss, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, plain_gradient
   )
@@ -143,3 +153,13 @@ def test_all_logits_of_a_large_vocabulary_are_refused():
   params = toys.random_params(network, ZT_BxL)
   with pytest.raises(ValueError, match="2000"):
     networks.bind(network, params).denoise(ZT_BxL, None).logits()
+
+
+def test_a_reader_tells_where_its_tokens_stand():
+  """Its features are averaged over the tokens, so without positions an order would be lost."""
+  reader = Transformer(**SMALL).with_latent(2, 0).reader(3, depth=1, width=None, heads=None)
+  params = toys.random_params(reader, ZT_BxL, jnp.zeros_like(ZT_BxL), groups=1)
+  params["blocks"]["attention"]["out"]["kernel"] *= 0  # without attention tokens do not mix
+  read = jax.jit(lambda x: reader.apply({"params": params}, x, jnp.zeros_like(x), 1))
+  forwards, backwards = read(ZT_BxL), read(ZT_BxL[:, ::-1])
+  assert float(jnp.abs(forwards - backwards).max()) > 1e-3

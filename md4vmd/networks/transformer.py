@@ -314,6 +314,7 @@ class Transformer(Trunk):
       heads=heads or self.heads,
       mlp=self.mlp,
       time_conditioning=False,
+      absolute_positions=self.absolute_positions,
       classes=self.classes,
       dtype=self.dtype,
       remat=self.remat,

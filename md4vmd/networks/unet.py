@@ -286,6 +286,7 @@ class UNet(ImageTrunk):
       depth=depth or self.depth,
       heads=heads or UNet.heads,
       time_conditioning=False,
+      absolute_positions=self.absolute_positions,
       embedding_width=self.embedding_width,
       patch=self.patch,
       ordinal=self.ordinal,
