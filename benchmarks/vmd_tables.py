@@ -86,6 +86,7 @@ def config(job: Job) -> Any:
   made.run.then = ()
   if job.latent in ("none", "matched"):
     made.objective.samples = 1
+    made.run.calibrate = 0
     made.latent.update({"none": {"name": "none"}, "matched": {"switched_off": True}}[job.latent])
   else:
     made.latent.name = job.latent
@@ -98,7 +99,7 @@ def config(job: Job) -> Any:
     made.objective.update({"sum_values": False, "samples": 4, "kl_warmup_masks": "all"})
     # Until then the codes count as equally probable, or modes would come to share one.
     made.objective.update({"kl_hold": 1000, "kl_warmup": 100})
-    made.run.steps = 2400
+    made.run.update({"steps": 2400, "calibrate": 0})
   return made
 
 

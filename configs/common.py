@@ -141,6 +141,7 @@ def base() -> Any:
       "best": "",
       "best_is": "smallest",
       "initial": "",
+      "calibrate": 0,
       "then": (),
       "evaluators": (),  # names of those below; () for all
     }

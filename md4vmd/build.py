@@ -63,6 +63,8 @@ class Run:
       likelihood/valid/nelbo_bits_per_token, whose best step is kept too; "" for none.
     best_is: what the best value of it is, "smallest" or "largest".
     initial: a safetensors file of --mode=export to start from; "" for random parameters.
+    calibrate: draws of a latent by which the temperature of the averaged parameters is fitted at
+      the end, see `calibration`; 0 for no fit.
     then: jobs that follow a finished training, of "evaluate" and "sample".
     evaluators: those of config.evaluators that run; empty for all.
   """
@@ -78,16 +80,15 @@ class Run:
   best: str = ""
   best_is: str = "smallest"
   initial: str = ""
+  calibrate: int = 0
   then: tuple[str, ...] = ()
   evaluators: tuple[str, ...] = ()
 
   def __post_init__(self):
-    least = dataclasses.asdict(self) | {"evaluate_every": self.evaluate_every + 1}
-    for key, value in least.items():
-      if isinstance(value, int) and value < 1:
-        raise ValueError(
-          f"run.{key} is {getattr(self, key)}; it must be at least {int(key != 'evaluate_every')}"
-        )
+    for key, value in dataclasses.asdict(self).items():
+      least = int(key not in ("evaluate_every", "calibrate"))
+      if isinstance(value, int) and value < least:
+        raise ValueError(f"run.{key} is {value}; it must be at least {least}")
     if self.batch_size % self.microbatches:
       raise ValueError(
         f"run.batch_size {self.batch_size} is not a multiple of "

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from md4vmd import (
   build,
+  calibration,
   data,
   evaluate,
   metrics,
@@ -56,6 +57,8 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
   model = build.model(config)
   begun = read_config(workdir) if has_any(workdir / "checkpoints") else None
   changed = build.changes(config, begun or build.plain(config))
+  if model.run.calibrate:
+    calibration.check(model)
   if "sample" in model.run.then:
     sample.prepare(model)  # a bad prompt is reported before hours of training
   with partitioning.use(model.mesh):
@@ -189,12 +192,22 @@ class _Loop:
         stopping = self.term_received or self.checkpoints.reached_preemption(step)
         if stopping or is_due(step) or step == run.steps or step % run.checkpoint_every == 0:
           meter.flush()  # raises before a state that is not finite could be saved
+          if step == run.steps and run.calibrate:
+            state = self._calibrated(state)
           self._save(step, state, position)
         if stopping:
           _stop(step)
         if is_due(step):
           self._evaluate(step, state.ema)
           meter.restart_clock()
+
+  def _calibrated(self, state):
+    factor, nats_by_factor = calibration.fit(self.model, state.ema)
+    say(
+      f"Calibrated by {self.model.run.calibrate} draws of z: logits times {factor:.3g}, "
+      f"{nats_by_factor[factor]:.4f} nats per token in place of {nats_by_factor[1.0]:.4f}."
+    )
+    return state.replace(ema=calibration.sharpened(state.ema, factor))
 
   def _save(self, step, state, position):
     self.checkpoints.save(step, state, {"position": position, **self.about})

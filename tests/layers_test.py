@@ -20,8 +20,8 @@ FLOORS = {
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "processes", "checkpoints",
       "weights", "provenance", "writers", "pictures", "image_grids"),
   4: ("build", "steps"),
-  5: ("train_state", "evaluators", "train", "evaluate", "sample", "sample_files", "export",
-      "report"),
+  5: ("train_state", "calibration", "evaluators", "train", "evaluate", "sample", "sample_files",
+      "export", "report"),
   6: ("main",),
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ FLOORS = {
 SAME_FLOOR = {
   "numerics": ("row_losses",),
   "weights": ("checkpoints",),
-  "train": ("evaluate", "sample", "train_state"),
+  "train": ("calibration", "evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
   "sample": ("sample_files", "train_state"),
   "export": ("train_state",),
