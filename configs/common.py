@@ -79,7 +79,6 @@ def base() -> Any:
       "block_size": placeholder(int),
       "form": placeholder(str),
       "samples": placeholder(int),
-      "share_draws": placeholder(bool),
       "sum_values": placeholder(bool),
       "grid": placeholder(str),
       "posterior_reads": placeholder(str),

@@ -86,7 +86,6 @@ def _objective(model: build.Model) -> objectives.VMD:
   return dataclasses.replace(
     model.objective,
     samples=model.run.calibrate,
-    share_draws=False,
     kl_hold=0,
     kl_warmup=0,
     free_nats=0.0,

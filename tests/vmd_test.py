@@ -551,7 +551,6 @@ def test_an_example_that_fills_the_batch_adds_nothing(form, x64):
     ({"samples": 0}, "samples is 0"),
     ({"form": "global", "samples": 4}, "no bound"),
     ({"form": "step", "samples": 4, "posterior_reads": "clean"}, "no bound"),
-    ({"form": "paper", "share_draws": True}, "no bound"),
     ({"step_counts": ()}, "step_counts"),
     ({"all_masked": 1.5}, "all_masked is 1.5"),
     ({"blocks": 2, "form": "step"}, "blocks is 2"),

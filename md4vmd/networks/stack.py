@@ -1,4 +1,4 @@
-"""Blocks of one shape as a loop over stacked parameters, so that one block is compiled for all."""
+"""Blocks of one shape over stacked parameters; many are a loop, so that one is compiled for all."""
 
 from __future__ import annotations
 

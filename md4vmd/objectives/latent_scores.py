@@ -1,4 +1,4 @@
-"""What one draw of time and mask costs with a latent z, in four ways of averaging over it.
+"""What one draw of time and mask costs with a latent z, in three ways of averaging over it.
 
 Each returns (loss, nats_BxG, parts_BxG): the loss has a gradient, the bound and its parts do not.
 `decode(z_BxKxGxZ)` gives the predictions, `charge_BxG` the weight of the divergence in the loss.
@@ -101,59 +101,6 @@ def of_draws(
   }
   value = jnp.sum(weight_BxG * bound_BxG(charge_Bx1xG))
   return _with_slope_of(slope, value), weight_BxG * bound_BxG(1.0), parts_BxG
-
-
-def of_shared_draws(
-  decoded: Decoded,
-  z_BxKxGxZ: jax.Array,
-  posterior: Any,
-  prior: Any,
-  terms: Terms,
-  charge_BxG: jax.Array,
-  is_alike_BxB: jax.Array,
-) -> Score:
-  """As `of_draws`, but examples that see the same use each other's draws; for one group.
-
-  The K draws of each of n such examples are n K stratified draws of the mean q of their posteriors
-  (multiple importance sampling, balance heuristic). So -log 1/(n K) sum_jk p(z_jk) / q(z_jk)
-  prod mu(z_jk) bounds -log p(x | x_t) of each of them. Every draw's logits are compared with every
-  example, and [B K, L, V] of them are held: for small vocabularies.
-
-  Args:
-    decoded: the predictions for z.
-    z_BxKxGxZ: the draws.
-    posterior: they are of.
-    prior: the same for examples that see the same.
-    terms: what is scored.
-    charge_BxG: of the divergence.
-    is_alike_BxB: which examples have the same inputs of the network and score the same positions.
-  """
-  size, samples = z_BxKxGxZ.shape[:2]
-  log_mu_RxLxV = jax.nn.log_softmax(decoded.prediction.logits())
-  x_BxLxV = jax.nn.one_hot(decoded.x_RxL[::samples], log_mu_RxLxV.shape[-1])
-  log_mu_BxR = jnp.einsum("blv,bl,rlv->br", x_BxLxV, terms.scored_BxL, log_mu_RxLxV)
-  every_BxRxGxZ = jnp.broadcast_to(
-    z_BxKxGxZ.reshape(1, size * samples, *z_BxKxGxZ.shape[2:]),
-    (size, size * samples, *z_BxKxGxZ.shape[2:]),
-  )
-  own_R = posterior.log_prob(z_BxKxGxZ).reshape(-1)
-  # Sums over posteriors relative to that of the example whose draw it is, one of the summands.
-  log_q_BxR = posterior.log_prob(every_BxRxGxZ)[..., 0]
-  relative_BxR = jnp.exp(jnp.minimum(log_q_BxR - own_R[None], 80.0))
-  sum_BxR = jnp.maximum(is_alike_BxB.astype(own_R.dtype) @ relative_BxR, 1.0)
-  prior_R = prior.log_prob(z_BxKxGxZ).reshape(-1)
-  ratio_BxR = (prior_R - own_R)[None] - jnp.log(sum_BxR)
-  is_shared_BxR = jnp.repeat(is_alike_BxB, samples, axis=1)
-  log_w = lambda charge: jnp.where(is_shared_BxR, charge * ratio_BxR + log_mu_BxR, -jnp.inf)
-  nats_BxG = lambda charge: (
-    terms.weight_BxG * (jnp.log(samples) - jax.nn.logsumexp(log_w(charge), axis=1, keepdims=True))
-  )
-  own_BxK = log_mu_BxR.reshape(size, size, samples)[jnp.arange(size), jnp.arange(size)]
-  parts_BxG = {
-    "diffusion": -terms.weight_BxG * own_BxK.mean(1, keepdims=True),
-    "kl": terms.weight_BxG * (own_R - prior_R).reshape(size, samples).mean(1, keepdims=True),
-  }
-  return jnp.sum(nats_BxG(charge_BxG)), *jax.lax.stop_gradient((nats_BxG(1.0), parts_BxG))
 
 
 def of_all_values(

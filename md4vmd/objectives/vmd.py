@@ -7,7 +7,6 @@ revealed together depend on each other. Which figures bound -log p(x) is said fo
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +45,6 @@ class VMD:
     vocab_size: V.
     form: one of FORMS.
     samples: K draws of the importance-weighted bound (arXiv 1509.00519); for `jump` and `step`.
-    share_draws: whether examples of a batch that see the same use each other's draws, n K in place
-      of K; for `jump` and `step` and small vocabularies, see `latent_scores.of_shared_draws`.
     sum_values: whether an enumerated latent is summed exactly. If not, `samples` of its values are
       drawn from p(z | x_t, x_S), which is the posterior where the prior follows Bayes' rule.
     estimator: of MD4's loss in `global` and `paper`.
@@ -74,7 +71,6 @@ class VMD:
   vocab_size: int
   form: str = "jump"
   samples: int = 1
-  share_draws: bool = False
   sum_values: bool = True
   estimator: str = "count"
   steps: int | None = None
@@ -95,10 +91,9 @@ class VMD:
       (self.form in FORMS, f"form is '{self.form}'; it must be one of {', '.join(FORMS)}"),
       (self.samples >= 1, f"samples is {self.samples}; it must be at least 1"),
       (
-        (self.samples == 1 and not self.share_draws) or not is_single,
-        f"samples is {self.samples} and share_draws {self.share_draws}; one time inside the "
-        "logarithm of several draws is no bound: 'global', 'paper' and posterior_reads 'clean' "
-        "take 1 and False",
+        self.samples == 1 or not is_single,
+        f"samples is {self.samples}; one time inside the logarithm of several draws is no bound: "
+        "'global', 'paper' and posterior_reads 'clean' take 1",
       ),
       (
         self.posterior_reads in ("revealed", "clean"),
@@ -126,7 +121,7 @@ class VMD:
         f"block_size is {self.block_size} and the form '{self.form}'; blocks are for 'global'",
       ),
       (
-        (self.samples == 1 and not self.share_draws) or self.free_nats == 0,
+        self.samples == 1 or self.free_nats == 0,
         "free_nats need a divergence of their own, which several samples do not have",
       ),
     ]
@@ -178,7 +173,7 @@ class VMD:
     Models of several blocks are scored at one step per block, whatever the grid. A posterior that
     was trained on jumps has read all masked tokens; it keeps doing so.
     """
-    plain = dataclasses.replace(self, share_draws=False, kl_hold=0, kl_warmup=0, free_nats=0.0)
+    plain = dataclasses.replace(self, kl_hold=0, kl_warmup=0, free_nats=0.0)
     if self.form in ("global", "paper"):
       estimator = self._md4().bound(steps, grid).estimator
       return dataclasses.replace(plain, form="global", estimator=estimator)
@@ -297,13 +292,6 @@ class VMD:
     else:
       posterior = fns.encode(batch.x_BxL, terms.seen_BxL, terms.read_BxL, label_B=batch.label_B)
     z_BxKxGxZ = posterior.sample(rngs.fold_each(draws.key_B, 1), self.samples)
-    if self.share_draws:
-      inputs = [terms.seen_BxL, terms.scored_BxL, draws.t_BxG]
-      inputs += [] if batch.label_B is None else [batch.label_B[:, None]]
-      is_alike_BxB = functools.reduce(jnp.logical_and, map(_equal_rows, inputs))
-      return latent_scores.of_shared_draws(
-        decode(z_BxKxGxZ), z_BxKxGxZ, posterior, prior, terms, charge_BxG, is_alike_BxB
-      )
     ratio_BxKxG = prior.log_prob(z_BxKxGxZ) - posterior.log_prob(z_BxKxGxZ)
     if self.samples > 1:
       return latent_scores.of_draws(decode, z_BxKxGxZ, ratio_BxKxG, terms, charge_BxG)
@@ -373,8 +361,3 @@ class VMD:
       free_BxL = self._block(free_BxL, draws.block_B)
     is_whole_BxG = forward.group_sizes(scored_BxL != free_BxL, ones_BxG.shape[1]) == 0
     return jnp.where(is_whole_BxG, charge, ones_BxG)
-
-
-def _equal_rows(array_BxN: jax.Array) -> jax.Array:
-  """Which examples have the same row as which others, [B, B]."""
-  return (array_BxN[:, None] == array_BxN[None]).all(-1)

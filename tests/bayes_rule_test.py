@@ -1,6 +1,4 @@
-"""Bayes' rule as prior and posterior of codes, and draws of z that examples share."""
-
-import dataclasses
+"""Bayes' rule as prior and posterior of codes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import pytest
 
 from md4vmd import latents, networks, rngs, samplers
 from md4vmd.evaluators.enumeration import exact_log_prob
-from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import VMD
 from md4vmd.schedules.linear import Linear
 from tests import toys
@@ -46,9 +43,6 @@ def one_step(fns):
     jnp.tile(masked_1xL, (len(z_Jx1xZ), 1)), jnp.ones((len(z_Jx1xZ), 1)), latent_BxGxZ=z_Jx1xZ
   ).logits()
   return np.asarray(support.log_p_BxGxJ[0, 0]), np.asarray(jax.nn.log_softmax(logits))
-
-
-# --- Bayes' rule -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("visible", [[], [1], [0, 2], [0, 1, 2]])
@@ -101,96 +95,3 @@ def test_bayes_rule_is_refused_where_it_has_no_table():
   denoiser = networks.Transformer(V, width=16, depth=1, heads=2, classes=2)
   with pytest.raises(ValueError, match="no place for blocks or labels"):
     networks.with_latent(denoiser, latents.CategoricalFamily(classes=4, prior="bayes"))
-
-
-# --- shared draws ------------------------------------------------------------------------------
-
-
-def gaussians():
-  """A model whose Gaussian posterior reads all tokens and whose prior is N(0, I)."""
-  rng = np.random.default_rng(0)
-  out_ZxLxV, q_LxS = rng.normal(size=(2, L, V)), 0.4 * rng.normal(size=(L, 4))
-
-  def denoise(zt_BxL, t_BxG, *, latent_BxGxZ, label_B=None, dropout_key=None):
-    logits = jnp.einsum("bgz,zlv->blv", latent_BxGxZ, out_ZxLxV)
-    return toys.Logits(logits + 0.3 * (zt_BxL == 0)[..., None] * jnp.arange(V)[None, None])
-
-  def encode(x_BxL, zt_BxL, where_BxL, *, label_B=None):
-    raw_BxS = jnp.where(where_BxL, x_BxL, zt_BxL).astype(float) @ q_LxS
-    return latents.Gaussian(raw_BxS[:, None, :2], raw_BxS[:, None, 2:])
-
-  def prior(zt_BxL, *, label_B=None):
-    zeros = jnp.zeros((len(zt_BxL), 1, 2))
-    return latents.Gaussian(zeros, zeros)
-
-  return ModelFns(denoise, encode, prior)
-
-
-SHARED = VMD(Linear(), V, "jump", samples=4, share_draws=True, all_masked=1.0)
-
-
-def test_the_weights_of_shared_draws_average_to_the_likelihood(x64):
-  """exp(-bound) is unbiased for p(x), by an integral over z on a fine grid; the bound is above."""
-  fns, x_BxL = gaussians(), X_NxL[[3, 11, 20]]
-  side = np.linspace(-7, 7, 401)
-  z_RxZ = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-  p_R = np.exp(-0.5 * np.square(z_RxZ).sum(-1)) / (2 * np.pi) * (side[1] - side[0]) ** 2
-  masked_RxL = jnp.full((len(z_RxZ), L), V)
-  log_mu = jax.nn.log_softmax(
-    fns.denoise(masked_RxL, None, latent_BxGxZ=jnp.asarray(z_RxZ)[:, None]).logits()
-  )
-  p_B = [p_R @ np.exp(log_mu[:, np.arange(L), x_L].sum(-1)) for x_L in x_BxL]
-  one = lambda key: losses(SHARED, fns, x_BxL, key).nelbo_B
-  nats_RxB = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 20_000)))
-  weight_RxB = np.exp(-nats_RxB)
-  error_B = weight_RxB.std(axis=0, ddof=1) / np.sqrt(len(weight_RxB))
-  assert (error_B < 0.01 * np.array(p_B)).all()
-  assert (np.abs(weight_RxB.mean(0) - p_B) < 4 * error_B).all()
-  alone = dataclasses.replace(SHARED, share_draws=False)
-  apart = lambda key: losses(alone, fns, x_BxL, key).nelbo_B
-  apart_RxB = np.asarray(jax.jit(jax.vmap(apart))(jax.random.split(jax.random.key(0), 20_000)))
-  assert (-np.log(p_B) < nats_RxB.mean(0)).all()
-  assert nats_RxB.mean() < apart_RxB.mean()  # the same draws, used together
-
-
-@pytest.mark.parametrize("apart", ["tokens", "labels", "times"])
-def test_examples_whose_networks_see_different_things_share_nothing(apart, x64):
-  """Each is then scored as without sharing, in value and gradient."""
-  fns, x_BxL = gaussians(), np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]])
-  if apart != "tokens":
-    x_BxL[:] = x_BxL[1]
-  partial = dataclasses.replace(SHARED, all_masked=0.0)
-  script = toys.Script(jnp.full((3, 1), 0.4), jnp.tile(jnp.array([0.9, 0.1, 0.2]), (3, 1)))
-  batch = toys.make_batch(x_BxL)
-  if apart == "labels":
-    batch = dataclasses.replace(batch, label_B=jnp.arange(3))
-
-  def value(objective, scale):
-    draws = objective.draw(Keyed(script), batch)
-    if apart == "times":
-      draws = dataclasses.replace(draws, t_BxG=jnp.arange(3.0)[:, None] / 3)
-    scaled = fns._replace(
-      denoise=lambda zt, t, *, latent_BxGxZ, **rest: fns.denoise(
-        zt, t, latent_BxGxZ=scale * latent_BxGxZ, **rest
-      )
-    )
-    return objective.loss(scaled, batch, draws, step=jnp.zeros((), int)).loss
-
-  shared, alone = (
-    jax.value_and_grad(value, argnums=1)(dataclasses.replace(partial, share_draws=share), 1.0)
-    for share in (True, False)
-  )
-  np.testing.assert_allclose(shared, alone, rtol=1e-9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Keyed:
-  """A script of times and masks, with keys."""
-
-  script: toys.Script
-
-  def __getattr__(self, name):
-    return getattr(self.script, name)
-
-  def keys(self, name):
-    return jax.random.split(jax.random.key(7), len(self.script.u_BxG))
