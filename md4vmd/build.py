@@ -64,7 +64,7 @@ class Run:
     best_is: what the best value of it is, "smallest" or "largest".
     initial: a safetensors file of --mode=export to start from; "" for random parameters.
     calibrate: draws of a latent by which the temperature of the averaged parameters is fitted at
-      the end, see `calibration`; 0 for no fit.
+      the end, see `calibration`; 0 for no fit. A run that goes on after it averages on from there.
     then: jobs that follow a finished training, of "evaluate" and "sample".
     evaluators: those of config.evaluators that run; empty for all.
   """
