@@ -27,11 +27,11 @@ def config(job: text8_baselines.Job) -> Any:
   made.sampler.grid = "uniform"
   if job.model != "md4":
     made.objective.grid = "uniform"
-  made.evaluators = {"text_samples": {"calls": CALLS, "count": 256}}
-  if job.model == "vmd":
-    made.evaluators.latent = {}
-    if job.steps is not None:  # its divergence is charged in full for most of a short training, too
-      made.objective.update({"kl_hold": job.steps // 20, "kl_warmup": job.steps // 4})
+  use = {"latent": {}} if job.model == "vmd" else {}
+  made.evaluators = {"text_samples": {"calls": CALLS, "count": 256}, **use}
+  if job.model == "vmd" and job.steps is not None:
+    # A short training, too, charges the divergence in full for most of its steps.
+    made.objective.update({"kl_hold": job.steps // 20, "kl_warmup": job.steps // 4})
   return made
 
 
