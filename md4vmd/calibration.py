@@ -27,20 +27,20 @@ def check(model: build.Model) -> None:
   if not (
     isinstance(model.objective, objectives.VMD)
     and model.objective.latent_refresh == "step"
+    and model.objective.posterior_reads == "revealed"
     and isinstance(model.network, networks.LatentNetwork)
     and model.network.recognition is not None
   ):
     raise ValueError(
-      f"run.calibrate is {model.run.calibrate} draws of a latent, and there is none with a "
-      "posterior that is drawn anew at every step; set run.calibrate=0"
+      f"run.calibrate is {model.run.calibrate} draws of a latent: one with a posterior is needed, "
+      "and form 'jump' or 'step' with posterior_reads 'revealed'; otherwise set run.calibrate=0"
     )
-  _objective(model)  # refuses forms that take one draw alone
 
 
 def fit(model: build.Model, params: Any) -> tuple[float, dict[float, float]]:
-  """(best of FACTORS, nats per token by factor) of the objective with `run.calibrate` draws.
+  """(best of FACTORS, loss in nats per token by factor), the loss by `run.calibrate` draws of z.
 
-  It is measured on training batches with the same draws for every factor.
+  It is measured on training batches, with the same draws for every factor.
   """
 
   @jax.jit
@@ -83,10 +83,4 @@ def sharpened(params: Any, factor: jax.Array | float) -> Any:
 
 def _objective(model: build.Model) -> objectives.VMD:
   assert isinstance(model.objective, objectives.VMD)
-  return dataclasses.replace(
-    model.objective,
-    samples=model.run.calibrate,
-    kl_hold=0,
-    kl_warmup=0,
-    free_nats=0.0,
-  )
+  return dataclasses.replace(model.objective.charged_in_full(), samples=model.run.calibrate)

@@ -205,7 +205,7 @@ class _Loop:
     factor, nats_by_factor = calibration.fit(self.model, state.ema)
     say(
       f"Calibrated by {self.model.run.calibrate} draws of z: logits times {factor:.3g}, "
-      f"{nats_by_factor[factor]:.4f} nats per token in place of {nats_by_factor[1.0]:.4f}."
+      f"loss {nats_by_factor[factor]:.4f} nats per token in place of {nats_by_factor[1.0]:.4f}."
     )
     return state.replace(ema=calibration.sharpened(state.ema, factor))
 

@@ -75,6 +75,7 @@ def test_training_ends_with_the_factor_in_the_averaged_head_alone(tmp_path):
   {"latent.switched_off": True, "objective.samples": 1},
   {"latent.name": "categorical", "latent.width": None},
   {"objective.form": "global", "objective.samples": 1},
+  {"objective.form": "step", "objective.posterior_reads": "clean", "objective.samples": 1},
 ])  # fmt: skip
 def test_a_model_without_such_draws_is_refused_before_training(changes, tmp_path):
   with pytest.raises(ValueError, match=r"set run\.calibrate=0"):
