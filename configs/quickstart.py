@@ -24,7 +24,7 @@ def get_config():
       "symmetries": False,
     }
   )
-  config.network.update({"width": 64, "depth": 3, "heads": 4})
+  config.network.update({"width": 64, "depth": 3, "heads": 4, "absolute_positions": True})
   config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 100, "ema": 0.995})
   config.sampler.update({"name": "margin", "grid": "uniform", "steps": 6, "count": 3})
   config.run.update(
