@@ -1,25 +1,26 @@
-"""From config sections to objects. No other module reads a ConfigDict.
-
-A section's `name` picks an entry of a TABLE; its other keys are arguments of that entry's
-constructor, and None leaves an argument at the constructor's default. Keys that the entry does
-not take are errors.
-"""
+"""From config sections to objects. No other module reads settings out of a ConfigDict."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from md4vmd import data, latents, networks, objectives, partitioning, samplers, schedules
+from md4vmd import (
+  config_record,
+  data,
+  latents,
+  networks,
+  objectives,
+  partitioning,
+  samplers,
+  schedules,
+  sections,
+)
 from md4vmd.interfaces import Objective, SamplerStep, Schedule
 from md4vmd.optim import Optimizer
 
@@ -35,15 +36,8 @@ SECTIONS = (
   "run",
   "evaluators",
 )
-# A run that changes one of these is another run.
-IDENTITY = ("seed", "data", "schedule", "network", "latent", "objective")
-# But for these: they say how data are made and checked, not what they are.
-_ASIDE = ("config.data.prepare", "config.data.verify")
-# How a network computes, not what: evaluation and sampling may change these.
-_HOW = ("dtype", "remat", "attention", "dropout")
 Config = Any  # a ConfigDict; its attributes have no static types
 _READER_KEYS = ("reader_depth", "reader_width", "reader_heads")
-_FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,22 +177,22 @@ def model(
   """
   for key in config:
     if key not in (*SECTIONS, "seed"):
-      raise ValueError(f"config has no section '{key}'{nearest(key, SECTIONS)}")
+      raise ValueError(f"config has no section '{key}'{sections.nearest(key, SECTIONS)}")
   if not 0 <= config.seed < 2**32:
     raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2**32)")
-  dataset: data.Dataset = stand_in or _from_table(data.TABLE, config.data, "data")
-  schedule = _from_table(schedules.TABLE, config.schedule, "schedule")
+  dataset: data.Dataset = stand_in or sections.from_table(data.TABLE, config.data, "data")
+  schedule = sections.from_table(schedules.TABLE, config.schedule, "schedule")
   vocab_size = dataset.vocab_size
-  run = _call(Run, _settings(config.run), "run")
-  mesh = _call(partitioning.make_mesh, _settings(config.mesh), "mesh", devices=devices)
+  run = sections.call(Run, sections.given(config.run), "run")
+  mesh = sections.call(partitioning.make_mesh, sections.given(config.mesh), "mesh", devices=devices)
   partitioning.check_batch(mesh, run.batch_size // run.microbatches)
   partitioning.check_length(mesh, dataset.length)
-  objective = _from_table(
+  objective = sections.from_table(
     objectives.TABLE, config.objective, "objective", schedule=schedule, vocab_size=vocab_size
   )
   network = _network(config, dataset, objective)
   defaults = {"latent_refresh": objective.latent_refresh, "length": dataset.length}
-  sampling = _call(_sampling, defaults | _settings(config.sampler), "sampler")
+  sampling = sections.call(_sampling, defaults | sections.given(config.sampler), "sampler")
   _check_length(dataset.length, sampling.length, network)
   unfit = "once" if sees(network) == "blocks" else "block"
   if isinstance(network, networks.LatentNetwork) and sampling.latent_refresh == unfit:
@@ -216,14 +210,16 @@ def model(
     schedule=schedule,
     network=network,
     objective=objective,
-    optimizer=_call(Optimizer, _settings(config.optimizer), "optimizer", steps=run.steps),
+    optimizer=sections.call(
+      Optimizer, sections.given(config.optimizer), "optimizer", steps=run.steps
+    ),
     sampling=sampling,
     run=run,
     mesh=mesh,
     seed=config.seed,
     evaluators=_evaluators(config, run),
-    config=plain(config),
-    config_hash=config_hash(config),
+    config=config_record.plain(config),
+    config_hash=config_record.config_hash(config),
   )
 
 
@@ -231,15 +227,15 @@ def _evaluators(config: Config, run: Run) -> dict[str, dict[str, Any]]:
   """Settings of the evaluators that run, by name."""
   for name in run.evaluators:
     if name not in config.evaluators:
-      raise ValueError(f"run.evaluators names '{name}'{nearest(name, config.evaluators)}")
+      raise ValueError(f"run.evaluators names '{name}'{sections.nearest(name, config.evaluators)}")
   chosen = run.evaluators or tuple(config.evaluators)
-  return {name: _settings(config.evaluators[name]) for name in chosen}
+  return {name: sections.given(config.evaluators[name]) for name in chosen}
 
 
 def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.Module:
   """The network, with its latent if there is one; the objective says what its tokens see."""
   attends = getattr(objective, "attends", "all")
-  network = _from_table(
+  network = sections.from_table(
     networks.TABLE,
     config.network,
     "network",
@@ -276,7 +272,7 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
     return networks.TokenPowerNetwork(network, objective.initial_power)
   if config.latent.name == "none":
     return network
-  settings = _settings(config.latent)
+  settings = sections.given(config.latent)
   reader = {
     key.removeprefix("reader_"): settings.pop(key) for key in _READER_KEYS if key in settings
   }
@@ -284,7 +280,7 @@ def _network(config: Config, dataset: data.Dataset, objective: Objective) -> nn.
     "tokens": settings.pop("tokens", 0),
     "switched_off": settings.pop("switched_off", False),
   }
-  family = _from_table(latents.TABLE, settings, "latent")
+  family = sections.from_table(latents.TABLE, settings, "latent")
   return networks.with_latent(network, family, **inputs, **reader)
 
 
@@ -340,68 +336,13 @@ def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
   """The evaluators that the config asks for, by name."""
   made = {}
   for name, settings in built.evaluators.items():
-    _check_name(name, table, "evaluators")
+    sections.check_name(name, table, "evaluators")
     if settings.get("limit", 1) < 1:
       raise ValueError(
         f"evaluators.{name}.limit is {settings['limit']}; it must be at least 1, or None for all"
       )
-    made[name] = _call(table[name], settings, f"evaluators.{name}", model=built)
+    made[name] = sections.call(table[name], settings, f"evaluators.{name}", model=built)
   return made
-
-
-def plain(config: Config) -> dict[str, Any]:
-  """The config as nested dicts that JSON can hold."""
-  return json.loads(json.dumps(config.to_dict()))
-
-
-def config_hash(config: Config) -> str:
-  """12 hexadecimal digits of the SHA-256 of the whole config."""
-  text = json.dumps(plain(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def changes(config: Config, recorded: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """Settings that differ from a recorded config, as key -> (old, new).
-
-  Raises:
-    ValueError: one of them makes this another run: its data, model, objective or seed.
-  """
-  old, new = (dict(_leaves(side, "config")) for side in (dict(recorded), plain(config)))
-  changed = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
-  for key, (before, now) in changed.items():
-    if key.split(".")[1] in IDENTITY and key not in _ASIDE:
-      raise ValueError(
-        f"the workdir holds a run with {key}={before} and this one has {now}; "
-        "give another --workdir, or go back to the old value"
-      )
-  return changed
-
-
-def check_network(built: Model, recorded: Mapping[str, Any], where: Any) -> None:
-  """Raises ValueError where parameters were trained in another network of perhaps equal shapes.
-
-  Args:
-    built: the model that is to use them.
-    recorded: the plain config that they were trained with.
-    where: they come from, for the message.
-  """
-  network = built.config["network"]
-  for key, before in recorded.get("network", {}).items():
-    if key not in _HOW and key in network and network[key] != before:
-      raise ValueError(
-        f"{where} was trained with config.network.{key}={before} and this config has "
-        f"{network[key]}; go back to the old value"
-      )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-  """The end of an error message: the nearest known word and all of them."""
-  known = list(known)
-  if not known:
-    return "; it has no settings"
-  close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-  hint = f"; did you mean '{close[0]}'?" if close else ";"
-  return f"{hint} known: {', '.join(known)}"
 
 
 def _sampling(
@@ -445,49 +386,5 @@ def _sampling(
 
 def sampler(name: str, **settings: Any) -> SamplerStep:
   """A rule of unmasking by the name of its TABLE entry."""
-  _check_name(name, samplers.TABLE, "sampler")
-  return _call(samplers.TABLE[name], settings, f"sampler '{name}'")
-
-
-def _settings(section: Config) -> dict[str, Any]:
-  return {key: value for key, value in section.items() if value is not None}
-
-
-def _from_table(table: Mapping[str, Any], section: Config, where: str, **extra: Any) -> Any:
-  settings = _settings(section)
-  name = settings.pop("name", None)
-  _check_name(name, table, where)
-  return _call(table[name], settings, f"{where} '{name}'", **extra)
-
-
-def _check_name(name: Any, table: Mapping[str, Any], where: str) -> None:
-  if name not in table:
-    raise ValueError(f"{where}: there is no '{name}'{nearest(str(name), table)}")
-
-
-def _call(function: Callable[..., Any], settings: Mapping[str, Any], where: str, **extra) -> Any:
-  """Calls `function` with the settings of a section and with what it takes of `extra`."""
-  parameters = inspect.signature(function).parameters
-  is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-  known = [
-    key
-    for key, parameter in parameters.items()
-    if key not in extra
-    and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    and not (isinstance(function, type) and key in _FRAMEWORK)
-  ]
-  for key in settings:
-    if key not in known and not is_open:
-      raise ValueError(f"{where} takes no '{key}'{nearest(key, known)}")
-  for key in known:
-    if parameters[key].default is inspect.Parameter.empty and key not in settings:
-      raise ValueError(f"{where} needs a value for '{key}'")
-  return function(**settings, **{key: extra[key] for key in extra if key in parameters})
-
-
-def _leaves(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
-  if not isinstance(value, Mapping):
-    yield prefix, value
-    return
-  for key, inner in value.items():
-    yield from _leaves(inner, f"{prefix}.{key}")
+  sections.check_name(name, samplers.TABLE, "sampler")
+  return sections.call(samplers.TABLE[name], settings, f"sampler '{name}'")

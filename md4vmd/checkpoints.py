@@ -9,28 +9,20 @@ user's, reported with the leaf).
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import pathlib
 import re
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-_WORD = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-
-
-class DamagedError(ValueError):
-  """A step folder that cannot be read back as it was written."""
+from md4vmd.fingerprints import DamagedError, by_name, describe, seal, unseal
 
 
 class Restored(NamedTuple):
@@ -45,12 +37,6 @@ class Restored(NamedTuple):
   step: int
   state: Any
   meta: dict[str, Any]
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-  """Leaves of a tree by their path, such as `params/layers/kernel`, in the order of the tree."""
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 class Best(NamedTuple):
@@ -93,31 +79,6 @@ def read_best(folder: str | pathlib.Path) -> Best | None:
     return Best(int(record["step"]), str(record["name"]), float(record["value"]))
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error}); delete it") from error
-
-
-@jax.jit
-def sum_bits(x: jax.Array) -> jax.Array:
-  """A uint32 that changes with any single word of `x`, the same on any sharding.
-
-  Every word is salted with its position and goes through the murmur3 finaliser, a bijection;
-  their sum modulo 2^32 needs no order, so a sharded array is never gathered.
-  """
-  if x.dtype == jnp.bool_:
-    x = x.astype(jnp.uint8)
-  word = jax.lax.bitcast_convert_type(x, _WORD[x.dtype.itemsize]).astype(jnp.uint32)
-  position = jnp.zeros(word.shape, jnp.uint32)
-  for axis in range(word.ndim):
-    stride = math.prod(word.shape[axis + 1 :]) % 2**32
-    index = jax.lax.broadcasted_iota(jnp.uint32, word.shape, axis)
-    position += index * jnp.uint32(stride)
-  word ^= position * jnp.uint32(0x9E3779B9)
-  word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
-  word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
-  return (word ^ (word >> 16)).sum(dtype=jnp.uint32)
-
-
-# One program: many small ones in flight, each with a collective, deadlock on CPU meshes.
-_sums = jax.jit(functools.partial(jax.tree.map, sum_bits))
 
 
 class Checkpoints:
@@ -181,9 +142,9 @@ class Checkpoints:
     """
     if self._read_only:
       raise RuntimeError(f"checkpoints in {self.folder} were opened with read_only=True")
-    record = {"meta": meta, "leaves": _describe(state)}
+    record = {"meta": meta, "leaves": describe(state)}
     args = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(_seal(record))
+      state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(seal(record))
     )
     if not self._manager.save(step, args=args):
       raise ValueError(
@@ -292,7 +253,7 @@ class Checkpoints:
 
   def _read(self, step: int, template: Any, *, whole: bool) -> Restored:
     path = self.folder / str(step)
-    record = _agree(lambda: _unseal((path / "meta" / "metadata").read_text()))
+    record = _agree(lambda: unseal((path / "meta" / "metadata").read_text()))
     abstract = jax.tree.map(_abstract, template)
     self._check_match(step, record["leaves"], abstract, whole=whole)
     args = ocp.args.PyTreeRestore(
@@ -304,7 +265,7 @@ class Checkpoints:
     # its shards would wait there for one that could not.
     handler = ocp.PyTreeCheckpointHandler()
     state = _agree(lambda: handler.restore(epath.Path(path / "state"), args=args))
-    for name, leaf in _agree(lambda: _describe(state)).items():
+    for name, leaf in _agree(lambda: describe(state)).items():
       if leaf != record["leaves"][name]:
         raise DamagedError(f"the bits of {name} are not those that were saved")
     return Restored(step, state, record["meta"])
@@ -344,38 +305,11 @@ class Checkpoints:
     )
 
 
-def _describe(state: Any) -> dict[str, list]:
-  """[shape, dtype, sum of the bits] of every leaf by path."""
-  leaves = by_name(state)
-  for name, leaf in leaves.items():
-    kind = getattr(leaf, "dtype", None)
-    if kind is None or not (jnp.issubdtype(kind, jnp.number) or kind == jnp.bool_):
-      raise ValueError(f"{name} is a {type(leaf).__name__} of {kind}; a state holds plain arrays")
-  sums = jax.device_get(_sums(leaves))
-  return {name: [list(x.shape), x.dtype.name, int(sums[name])] for name, x in leaves.items()}
-
-
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   # A sharding always comes from here: the one that orbax stores names devices that may be gone.
   sharding = getattr(leaf, "sharding", None)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _checksum(record: dict[str, Any]) -> int:
-  return zlib.crc32(json.dumps(record, sort_keys=True, allow_nan=False).encode())
-
-
-def _seal(record: dict[str, Any]) -> dict[str, Any]:
-  record = json.loads(json.dumps(record))  # keys become strings and tuples lists, as on disk
-  return {**record, "crc32": _checksum(record)}
-
-
-def _unseal(text: str) -> dict[str, Any]:
-  record = json.loads(text)
-  if record.pop("crc32") != _checksum(record):
-    raise DamagedError("its record does not match its checksum")
-  return record
 
 
 def _agree(read: Callable[[], Any]) -> Any:

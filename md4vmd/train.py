@@ -19,6 +19,7 @@ from tqdm import tqdm
 from md4vmd import (
   build,
   calibration,
+  config_record,
   data,
   evaluate,
   metrics,
@@ -26,6 +27,7 @@ from md4vmd import (
   pictures,
   provenance,
   sample,
+  sections,
   steps,
   train_state,
 )
@@ -56,7 +58,7 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
   """
   model = build.model(config)
   begun = read_config(workdir) if has_any(workdir / "checkpoints") else None
-  changed = build.changes(config, begun or build.plain(config))
+  changed = config_record.changes(config, begun or config_record.plain(config))
   if model.run.calibrate:
     calibration.check(model)
   if "sample" in model.run.then:
@@ -78,14 +80,14 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
     for key, (before, now) in changed.items():
       say(f"Changed since the run began: {key}={now}, it was {before}.")
     writers.truncate_after(int(state.step))
-    writers.write_config(build.plain(config))
+    writers.write_config(config_record.plain(config))
     say(f"Data: {model.dataset.describe()}.")
     say(
       f"Network: {train_state.count_parameters(state.params) / 1e6:.2f}M parameters on "
       f"{jax.device_count()} {jax.devices()[0].device_kind} devices. Workdir: {workdir}"
     )
     with _closing(checkpoints, writers):
-      _Loop(model, checkpoints, writers, build.plain(config)).run(state, position)
+      _Loop(model, checkpoints, writers, config_record.plain(config)).run(state, position)
   if jax.process_index() == 0:
     _draw_curve(model, workdir)
 
@@ -222,7 +224,7 @@ class _Loop:
     self.evaluated_step = None
     if run.best and run.best not in figures:
       raise ValueError(
-        f"run.best: no evaluator reports '{run.best}'{build.nearest(run.best, figures)}"
+        f"run.best: no evaluator reports '{run.best}'{sections.nearest(run.best, figures)}"
       )
     if run.best:
       value = figures[run.best]

@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from md4vmd import build, partitioning, steps, weights
-from md4vmd.checkpoints import Checkpoints, Restored, by_name, read_best
+from md4vmd import build, config_record, partitioning, steps, weights
+from md4vmd.checkpoints import Checkpoints, Restored, read_best
+from md4vmd.fingerprints import by_name
 
 Step = int | str  # of a checkpoint: a number, "latest" or "best"
 
@@ -37,7 +38,7 @@ def initial(model: build.Model) -> steps.TrainState:
   if not model.run.initial:
     return state
   path = pathlib.Path(model.run.initial)
-  build.check_network(model, weights.read_header(path).get("config", {}), path)
+  config_record.check_network(model.config, weights.read_header(path).get("config", {}), path)
   params = weights.read(path, state.params, true_shapes(model))
   put = lambda tree: partitioning.put_like(params, tree)
   return state.replace(params=put(state.params), ema=put(state.ema))
@@ -67,7 +68,9 @@ def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest
     restored = checkpoints.restore_part({"ema": abstract(model).ema}, number)
   finally:
     checkpoints.close()
-  build.check_network(model, restored.meta["config"], f"the checkpoint of step {restored.step}")
+  config_record.check_network(
+    model.config, restored.meta["config"], f"the checkpoint of step {restored.step}"
+  )
   return restored
 
 

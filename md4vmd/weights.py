@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from md4vmd.checkpoints import by_name
+from md4vmd.fingerprints import by_name
 
 _FORMAT = "md4vmd-1"
 

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from md4vmd import build, evaluate, export, partitioning, provenance, train, train_state, weights
-from md4vmd.checkpoints import by_name, read_best
+from md4vmd import (
+  build,
+  config_record,
+  evaluate,
+  export,
+  partitioning,
+  provenance,
+  train,
+  train_state,
+  weights,
+)
+from md4vmd.checkpoints import read_best
+from md4vmd.fingerprints import by_name
 from md4vmd.writers import read_metrics
 from tests import shrunken
 
@@ -84,7 +95,7 @@ def test_a_figure_that_no_evaluator_reports_is_refused_with_the_nearest(tmp_path
 def test_a_checkpoint_says_what_made_it(workdir):
   text = (workdir / "checkpoints/6/meta/metadata").read_text()
   meta = json.loads(text)["meta"]
-  assert meta["config"] == build.plain(make_config())
+  assert meta["config"] == config_record.plain(make_config())
   assert meta["made_with"] == provenance.record()
   assert {"md4vmd", "jax", "python"} <= meta["made_with"].keys()
 
@@ -102,7 +113,7 @@ def test_the_file_holds_the_averaged_parameters_without_padding(workdir, exporte
     corner = tuple(map(slice, array.shape))
     np.testing.assert_array_equal(array, np.asarray(ema[name])[corner])
   header = weights.read_header(exported)
-  assert header["format"] == "md4vmd-1" and header["config"] == build.plain(make_config())
+  assert header["format"] == "md4vmd-1" and header["config"] == config_record.plain(make_config())
   assert header["step"] == read_best(workdir / "checkpoints").step
 
 

@@ -14,7 +14,8 @@ import pytest
 _ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = {
-  0: ("interfaces", "rngs", "row_losses", "numerics", "latents"),
+  0: ("interfaces", "rngs", "row_losses", "numerics", "latents", "sections", "config_record",
+      "fingerprints"),
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "processes", "checkpoints",
@@ -25,11 +26,10 @@ FLOORS = {
   6: ("main",),
 }  # fmt: skip
 
-# Imports within a floor: the fused head sums row losses, a file of weights names them as a
-# checkpoint does, the trainer evaluates, the jobs share the state that they restore.
+# Imports within a floor: the fused head sums row losses, the trainer evaluates, the jobs share the
+# state that they restore.
 SAME_FLOOR = {
   "numerics": ("row_losses",),
-  "weights": ("checkpoints",),
   "train": ("calibration", "evaluate", "sample", "train_state"),
   "evaluate": ("evaluators", "train_state"),
   "sample": ("sample_files", "train_state"),

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from md4vmd import build, data, evaluators, partitioning, steps, train, train_state
-from md4vmd.checkpoints import by_name
+from md4vmd.fingerprints import by_name
 from tests import shrunken
 from tests.multi_process_test import random_params
 

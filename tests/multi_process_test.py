@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from md4vmd import build, evaluators, partitioning, processes, sample, train, train_state
-from md4vmd.checkpoints import Checkpoints, by_name
+from md4vmd.checkpoints import Checkpoints
+from md4vmd.fingerprints import by_name
 from md4vmd.writers import read_metrics
 from tests import commands, shrunken
 

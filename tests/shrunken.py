@@ -132,6 +132,12 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
   return full
 
 
+def set_in(config, key: str, value) -> None:
+  """Sets a key of a config, whether it knows the key or not."""
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+
+
 def write_puzzles(folder: pathlib.Path, count: int = 40) -> pathlib.Path:
   """A csv of 9x9 puzzles with 60 clues."""
   rng = np.random.default_rng(0)
