@@ -60,7 +60,7 @@ def get_config(variant: str = "4x4"):
   config.data.update({"name": "sudoku", "size": 4, "symmetries": False, **clues})
   config.network.update({"width": 64, "depth": 4, "heads": 4})
   config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 200, "weight_decay": 0.1})
-  config.run.update({"steps": 4000, "batch_size": 128, "log_every": 200})
+  config.run.update({"steps": 2000, "batch_size": 128, "log_every": 200})
   splits = ("valid", "heldout") if variant == "4x4" else ("valid",)
   config.evaluators.sudoku = {
     "splits": splits,
