@@ -3,7 +3,7 @@
 Puzzles have 4 to 6 clues and any number of solutions, so the entropy of a solution given its
 clues is above 0 and known exactly by enumeration.
 Command: python -m md4vmd.main --config=configs/quickstart.py
-Cost: a minute and a half on 2 CPU cores; no files, no network.
+Cost: two and a half minutes on 2 CPU cores; no files, no network.
 Shows: the bound in bits per token beside the exact entropy, the share of puzzles completed by
 number of network calls, three solved boards, and a picture of the unmasking.
 """
