@@ -21,6 +21,7 @@ from md4vmd import (
   schedules,
   sections,
 )
+from md4vmd.config_record import Config
 from md4vmd.interfaces import Objective, SamplerStep, Schedule
 from md4vmd.optim import Optimizer
 
@@ -36,7 +37,6 @@ SECTIONS = (
   "run",
   "evaluators",
 )
-Config = Any  # a ConfigDict; its attributes have no static types
 _READER_KEYS = ("reader_depth", "reader_width", "reader_heads")
 
 
