@@ -12,6 +12,7 @@ no collective stands inside the loop.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ def walk(
   body: Callable[[jax.Array, Any], Any],
   carry: Any,
   *,
-  last: int | None = None,
+  parts: int = 1,
 ) -> Any:
   """Folds `body(rows_K, carry)` over chunks of active row numbers; N marks a spare place.
 
@@ -72,23 +73,26 @@ def walk(
     chunk: rows of a chunk.
     body: of a chunk.
     carry: what it starts from.
-    last: rows of the smaller chunks for what fills no whole one; None for `chunk`.
+    parts: what fills no whole chunk is walked as the smallest of so many equal fractions of one;
+      the body is compiled for each.
   """
-  rows, last = is_active_N.shape[0], min(last or chunk, chunk)
-  (order_N,) = jnp.nonzero(is_active_N, size=rows + last, fill_value=rows)
+  rows = is_active_N.shape[0]
+  (order_N,) = jnp.nonzero(is_active_N, size=rows + chunk, fill_value=rows)
   active = is_active_N.sum()
-  whole = 0 if last == chunk else active // chunk
-  rest = (active - whole * chunk + last - 1) // last
+  whole = active // chunk
+  rest = active - whole * chunk
 
-  def steps(start, size):
+  def fold(times, start, size, carry):
     def step(i, carry):
       return body(jax.lax.dynamic_slice_in_dim(order_N, start + i * size, size), carry)
 
-    return step
+    return jax.lax.fori_loop(0, times, step, carry)
 
-  if last < chunk:
-    carry = jax.lax.fori_loop(0, whole, steps(0, chunk), carry)
-  return jax.lax.fori_loop(0, rest, steps(whole * chunk, last), carry)
+  steps = sorted({-(-chunk * part // parts) for part in range(parts)})
+  carry = fold(whole + (rest > steps[-1]), 0, chunk, carry)
+  for smaller, size in itertools.pairwise(steps):
+    carry = fold(jnp.int32((smaller < rest) & (rest <= size)), whole * chunk, size, carry)
+  return carry
 
 
 def rows_of_logits(
@@ -123,7 +127,7 @@ def _weighted_loss(hidden_NxD, kernel_DxP, values_P, x_N, weight_N, row_loss, vo
     )
 
   start = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
-  nats_N, nll_N = walk(weight_N != 0, chunks[0], body, (start, start), last=chunks[1])
+  nats_N, nll_N = walk(weight_N != 0, chunks[0], body, (start, start), parts=chunks[1])
   return jnp.sum(nats_N * weight_N), nats_N, nll_N
 
 
@@ -157,7 +161,7 @@ def _weighted_loss_forward(
   zeros_N = jnp.zeros(x_N.shape, wide(hidden_NxD.dtype))
   gradients = jax.tree.map(jnp.zeros_like, (hidden_NxD, kernel_DxP, values_P))
   start = (zeros_N, zeros_N, *gradients)
-  nats_N, nll_N, *gradients = walk(weight_N != 0, chunks[0], body, start, last=chunks[1])
+  nats_N, nll_N, *gradients = walk(weight_N != 0, chunks[0], body, start, parts=chunks[1])
   return (jnp.sum(nats_N * weight_N), nats_N, nll_N), gradients
 
 
@@ -210,7 +214,7 @@ def weighted_loss(
   *,
   vocab_size: int,
   chunk: int,
-  last: int | None = None,
+  parts: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sum over rows of weight * row_loss of the logits hidden @ kernel and the target x.
 
@@ -223,7 +227,7 @@ def weighted_loss(
     values_V: a value per token, for `power_weighted` alone.
     vocab_size: V; the columns behind it get probability 0.
     chunk: rows whose logits exist at one time.
-    last: rows of the smaller chunks that walk what fills no whole one; None for `chunk`.
+    parts: of a chunk, see `walk`.
 
   Returns:
     (scalar sum in `wide`, differentiable in hidden, kernel and values; nats_BxL of the loss and
@@ -240,7 +244,7 @@ def weighted_loss(
       weight_BxL.reshape(-1),
       row_loss,
       vocab_size,
-      (min(chunk, x_BxL.size), last),
+      (min(chunk, x_BxL.size), parts),
     )
     return total[None, None], *(nats_N.reshape(x_BxL.shape) for nats_N in nats)
 

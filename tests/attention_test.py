@@ -1,4 +1,4 @@
-"""Attention by the kernels of other platforms: splash, interpreted, beside XLA; who takes what."""
+"""Attention by each kernel beside XLA's, splash interpreted; who takes what."""
 
 import functools
 import types
@@ -27,8 +27,10 @@ def check(ours, expected):
     np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("attends", REACHES)
-def test_splash_and_its_gradients_are_those_of_xla(attends):
+@pytest.mark.parametrize(
+  "kernel, attends", [*(("splash", attends) for attends in REACHES), ("recompute", "all")]
+)
+def test_a_kernel_and_its_gradients_are_those_of_xla(kernel, attends):
   """In a rematerialised function, whose arguments are traced, the reach among them."""
   inputs_3xBxNxHxE, weight_BxNxHxE = draw(3, 2, 128, 2, 16), draw(2, 128, 2, 16)
 
@@ -38,8 +40,18 @@ def test_splash_and_its_gradients_are_those_of_xla(attends):
     output, pull = jax.vjp(lambda inputs: mix(inputs, REACHES[attends]), inputs_3xBxNxHxE)
     return output, pull(weight_BxNxHxE)
 
-  splash, xla = (output_and_gradients(name, inputs_3xBxNxHxE) for name in ("splash", "xla"))
-  check(splash, xla)
+  ours, xla = (output_and_gradients(name, inputs_3xBxNxHxE) for name in (kernel, "xla"))
+  check(ours, xla)
+
+
+def test_recompute_keeps_no_scores_for_the_backward_pass():
+  inputs_3xBxNxHxE = draw(3, 2, 128, 2, 16)
+
+  def most_kept(name):
+    _, pull = jax.vjp(lambda x: attention.attend(*x, Reach(), name), inputs_3xBxNxHxE)
+    return max(kept.size for kept in jax.tree.leaves(pull))
+
+  assert most_kept("recompute") < 2 * 2 * 128 * 128 <= most_kept("xla")
 
 
 def splash_on_a_mesh():
@@ -87,7 +99,8 @@ def test_decoding_behind_a_cache_is_xla_and_takes_any_length(make_network):
     ("NVIDIA", {"width": 20}, "xla"),
     ("NVIDIA", {"width": 256}, "xla"),
     ("AMD", {}, "xla"),
-    ("cpu", {}, "xla"),
+    ("cpu", {}, "recompute"),
+    ("cpu", {"attends": "left"}, "xla"),
   ],
 )
 def test_auto_is_the_kernel_of_the_device_where_it_takes_the_input(

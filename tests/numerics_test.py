@@ -30,7 +30,7 @@ def _plain(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL):
   return toys.Logits(logits_BxLxV).weighted_nll(x_BxL, weight_BxL)
 
 
-def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk, last=None):
+def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk, parts=1):
   total, nats_BxL, _ = numerics.weighted_loss(
     row_losses.cross_entropy,
     hidden_BxLxD,
@@ -39,7 +39,7 @@ def _fused(hidden_BxLxD, kernel_DxP, x_BxL, weight_BxL, *, chunk, last=None):
     weight_BxL,
     vocab_size=V,
     chunk=chunk,
-    last=last,
+    parts=parts,
   )
   return total, nats_BxL
 
@@ -62,13 +62,13 @@ def _with_gradients(function):
 
 
 @functools.cache
-def _fused_in_chunks_of(chunk, last=None):
-  return functools.partial(_fused, chunk=chunk, last=last)
+def _fused_in_chunks_of(chunk, parts=1):
+  return functools.partial(_fused, chunk=chunk, parts=parts)
 
 
-def _compare(chunk, active, *, rtol, last=None):
+def _compare(chunk, active, *, rtol, parts=1):
   inputs = _inputs(active=active, dtype=jnp.result_type(float))
-  ours = _with_gradients(_fused_in_chunks_of(chunk, last))(*inputs)
+  ours = _with_gradients(_fused_in_chunks_of(chunk, parts))(*inputs)
   for value, expected in zip(ours, _with_gradients(_plain)(*inputs), strict=True):
     assert value.dtype == expected.dtype
     scale = float(jnp.abs(expected).max())
@@ -81,10 +81,12 @@ def test_weighted_nll_is_the_plain_cross_entropy_with_its_gradients(chunk, activ
   _compare(chunk, active, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("chunk", "last"), [(4, 1), (5, 2), (6, 4), (15, 4), (1000, 2), (4, 9)])
-def test_smaller_chunks_walk_the_rows_that_fill_no_whole_one(chunk, last, x64):
-  _compare(chunk, "all", rtol=1e-10, last=last)
-  _compare(chunk, "some", rtol=1e-10, last=last)
+@pytest.mark.parametrize(
+  ("chunk", "parts"), [(4, 2), (4, 4), (5, 2), (7, 3), (15, 4), (1000, 4), (4, 9)]
+)
+def test_a_smaller_chunk_walks_the_rows_that_fill_no_whole_one(chunk, parts, x64):
+  _compare(chunk, "all", rtol=1e-10, parts=parts)
+  _compare(chunk, "some", rtol=1e-10, parts=parts)
 
 
 @pytest.mark.parametrize("active", ["some", "all"])

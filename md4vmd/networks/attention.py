@@ -1,7 +1,8 @@
 """Attention by the kernels of a platform: XLA's, cuDNN's on NVIDIA, splash attention on TPU.
 
 cuDNN and splash never hold the scores of all pairs of tokens, and splash skips the parts of a mask
-where nothing is seen, such as half of the two streams of block diffusion.
+where nothing is seen, such as half of the two streams of block diffusion. On CPUs "recompute" keeps
+none for the backward pass.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from jax.sharding import PartitionSpec
 from md4vmd import numerics
 from md4vmd.networks.reach import Reach
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "recompute")
 _TILE = 128  # tokens that splash reads at once are a multiple of it
 _LARGEST_TILE = 512
-_OF_DEVICE = {"NVIDIA": "cudnn", "TPU": "splash"}  # by the first word of its kind
+_OF_DEVICE = {
+  "NVIDIA": "cudnn",
+  "TPU": "splash",
+  "cpu": "recompute",
+}  # by the first word of its kind
 _AMPERE = 8.0
 # Keys and values are of all tokens, so the axis that cuts sequences cuts heads here.
 _SHARDS = (("data", "fsdp"), ("tensor", "sequence"))
@@ -61,6 +66,9 @@ def obstacle(kernel: str, *, dtype: Any, head_width: int, attends: str, length: 
         f"attention 'splash' takes a multiple of {_TILE} tokens, not {length}; set attention 'xla'",
       ),
     ],
+    "recompute": [
+      (attends == "all", "attention 'recompute' takes no masks; set attention 'xla'"),
+    ],
   }
   return next((message for holds, message in rules.get(kernel, []) if not holds), "")
 
@@ -88,6 +96,8 @@ def attend(
   kernel = _kernel(implementation, query_BxNxHxE, reach)
   if kernel == "splash":
     return _splash(query_BxNxHxE, key_BxMxHxE, value_BxMxHxE, reach)
+  if kernel == "recompute":
+    return _recompute(query_BxNxHxE, key_BxMxHxE, value_BxMxHxE)
   mask_NxM = reach.mask(query_BxNxHxE.shape[1])
   return jax.nn.dot_product_attention(
     query_BxNxHxE,
@@ -166,3 +176,58 @@ def _splash_kernel(heads: int, length: int, reach: Reach, is_interpreted: bool) 
     q_seq_shards=1,
     interpret=is_interpreted,
   )
+
+
+@jax.custom_vjp
+def _recompute(query_BxNxHxE, key_BxNxHxE, value_BxNxHxE):
+  """Attention whose backward pass computes the scores again, with the forward's normalisers."""
+  return _recompute_forward(query_BxNxHxE, key_BxNxHxE, value_BxNxHxE)[0]
+
+
+def _recompute_forward(query_BxNxHxE, key_BxNxHxE, value_BxNxHxE):
+  scaled_BxNxHxE = query_BxNxHxE / math.sqrt(query_BxNxHxE.shape[-1])
+  score_BxHxNxN = _pairs(scaled_BxNxHxE, key_BxNxHxE)
+  largest_BxHxNx1 = score_BxHxNxN.max(-1, keepdims=True)
+  share_BxHxNxN = jnp.exp(score_BxHxNxN - largest_BxHxNx1)  # not normalised
+  sum_BxHxNx1 = share_BxHxNxN.sum(-1, keepdims=True)
+  mixed_BxNxHxE = _mix(share_BxHxNxN, value_BxNxHxE) / sum_BxHxNx1.swapaxes(1, 2)
+  mixed_BxNxHxE = mixed_BxNxHxE.astype(query_BxNxHxE.dtype)
+  normaliser_BxHxNx1 = largest_BxHxNx1 + jnp.log(sum_BxHxNx1)
+  kept = (scaled_BxNxHxE, key_BxNxHxE, value_BxNxHxE, mixed_BxNxHxE, normaliser_BxHxNx1)
+  return mixed_BxNxHxE, kept
+
+
+def _recompute_backward(kept, d_mixed_BxNxHxE):
+  scaled_BxNxHxE, key_BxNxHxE, value_BxNxHxE, mixed_BxNxHxE, normaliser_BxHxNx1 = kept
+  mean_BxNxHx1 = (d_mixed_BxNxHxE * mixed_BxNxHxE).sum(-1, keepdims=True)
+  share_BxHxNxN = jnp.exp(_pairs(scaled_BxNxHxE, key_BxNxHxE) - normaliser_BxHxNx1)
+  d_share_BxHxNxN = _pairs(d_mixed_BxNxHxE, value_BxNxHxE)
+  d_score_BxHxNxN = share_BxHxNxN * (d_share_BxHxNxN - mean_BxNxHx1.swapaxes(1, 2))
+  d_query_BxNxHxE = _mix(d_score_BxHxNxN, key_BxNxHxE) / math.sqrt(key_BxNxHxE.shape[-1])
+  d_key_BxNxHxE = _mix(d_score_BxHxNxN.swapaxes(2, 3), scaled_BxNxHxE)
+  d_value_BxNxHxE = _mix(share_BxHxNxN.swapaxes(2, 3), d_mixed_BxNxHxE)
+  return tuple(
+    d.astype(key_BxNxHxE.dtype) for d in (d_query_BxNxHxE, d_key_BxNxHxE, d_value_BxNxHxE)
+  )
+
+
+_recompute.defvjp(_recompute_forward, _recompute_backward)
+
+
+def _pairs(left_BxNxHxE, right_BxMxHxE):
+  """Products of all pairs of tokens of a head, [B, H, N, M] in `wide`."""
+  wide = numerics.wide(left_BxNxHxE.dtype)
+  left, right = left_BxNxHxE.swapaxes(1, 2), right_BxMxHxE.swapaxes(1, 2)
+  return jnp.einsum("bhne,bhme->bhnm", left, right, preferred_element_type=wide)
+
+
+def _mix(share_BxHxNxM, value_BxMxHxE):
+  """Sums of values by their shares, [B, N, H, E] in `wide`."""
+  shares = share_BxHxNxM.astype(value_BxMxHxE.dtype)
+  mixed_BxHxNxE = jnp.einsum(
+    "bhnm,bhme->bhne",
+    shares,
+    value_BxMxHxE.swapaxes(1, 2),
+    preferred_element_type=share_BxHxNxM.dtype,
+  )
+  return mixed_BxHxNxE.swapaxes(1, 2)

@@ -14,6 +14,7 @@ from md4vmd import numerics, row_losses
 _MOST_LOGITS = 20 * 2**20  # elements of the float32 logits of one chunk: 80 MiB
 _MOST_ROWS = 1024
 _TILE = 128  # rows of a matrix unit
+_PARTS = 4  # of a chunk, for the rows that fill no whole one
 _LARGEST_VOCABULARY_AT_ONCE = 1024
 
 
@@ -67,7 +68,7 @@ class HeadPrediction:
       values_V,
       vocab_size=self.vocab_size,
       chunk=_rows_at_once(self.kernel_DxP.shape[1]),
-      last=_TILE,
+      parts=_PARTS if x_BxL.size > _TILE else 1,
     )
 
   def map_rows(

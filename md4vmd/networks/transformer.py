@@ -43,7 +43,8 @@ class Trunk(nn.Module):
     dtype: "float32" or "bfloat16", the dtype of activations; parameters are float32.
     remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
     attention: whose kernel computes attention: "xla"; "cudnn" (NVIDIA, bfloat16); "splash" (TPU,
-      multiples of 128 tokens); or "auto", the platform's own where it takes the input, else "xla".
+      multiples of 128 tokens); "recompute" (CPU, "all" alone), whose backward pass computes the
+      scores again; or "auto", the platform's own where it takes the input, else "xla".
     attends: what a token sees: "all" tokens; those to the "left" and itself; or "blocks", the
       noisy tokens of its own block and the clean ones of the blocks before it.
     block_size: tokens of a block, for "blocks" alone.
