@@ -202,7 +202,7 @@ def test_a_gaussian_that_tells_examples_apart_has_active_units_and_information()
     return latents.Gaussian(zeros, zeros)
 
   def denoise(zt_BxL, t_BxG, *, latent_BxGxZ, label_B=None):
-    first = jax.nn.one_hot(jnp.round(latent_BxGxZ[:, 0, 0]) + 1, V)
+    first = jax.nn.one_hot(jnp.round(latent_BxGxZ[:, 0, 0]).astype(int) + 1, V)
     return toys.Logits(jnp.stack([20.0 * first] + [0 * first] * (L - 1), axis=1))
 
   batch = toys.make_batch(toys.sequences(L, V))
