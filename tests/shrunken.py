@@ -110,6 +110,8 @@ def config(name: str, variant: str = "", folder: pathlib.Path | None = None, pat
     full.evaluators.any_order.update({"orders": 2, "limit": 20})
   if "blocks" in full.evaluators:
     full.evaluators.blocks.update({"cells": ((1, 1),), "draws": 200})
+  if "importance_weighted" in full.evaluators:
+    full.evaluators.importance_weighted.paths = 2
   if "latent" in full.evaluators:
     full.evaluators.latent.update({"limit": 8, "draws": 2})
   if "fid" in full.evaluators:

@@ -158,7 +158,8 @@ class ImportanceWeighted:
     if getattr(model.objective, "blocks", 1) > 1:
       raise ValueError(
         "evaluators.importance_weighted walks paths over whole sequences and objective.blocks is "
-        f"{getattr(model.objective, 'blocks', 1)}; use evaluators.blocks"
+        f"{getattr(model.objective, 'blocks', 1)}; use evaluators.blocks and set run.evaluators "
+        "to the others"
       )
     self.model, self.split, self.paths, self.limit = model, split, paths, limit
     self.source = model.dataset.split(split)
