@@ -20,11 +20,8 @@ from md4vmd.networks.reach import Reach
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "recompute")
 _TILE = 128  # tokens that splash reads at once are a multiple of it
 _LARGEST_TILE = 512
-_OF_DEVICE = {
-  "NVIDIA": "cudnn",
-  "TPU": "splash",
-  "cpu": "recompute",
-}  # by the first word of its kind
+# By the first word of a device's kind.
+_OF_DEVICE = {"NVIDIA": "cudnn", "TPU": "splash", "cpu": "recompute"}
 _AMPERE = 8.0
 # Keys and values are of all tokens, so the axis that cuts sequences cuts heads here.
 _SHARDS = (("data", "fsdp"), ("tensor", "sequence"))
