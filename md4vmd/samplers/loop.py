@@ -75,35 +75,19 @@ def sample(
     ValueError: a network whose tokens do not see all others, or a rule for models with a schedule
       for each token on a model without, or the other way round.
   """
-  if fns.init_cache is not None:
-    raise ValueError(
-      "this network decodes from left to right; use samplers.sample_tokens or sample_blocks"
-    )
-  batch, length = tokens_BxL.shape
-  key_B = sequence_keys(key, batch, index_B)
-  key_ends_B, key_plan_B, key_steps_B = (rngs.fold_each(key_B, part) for part in range(3))
-  key_latent_B = rngs.fold_each(key_B, 3)
-  if (fns.token_power is not None) != step.is_by_token:
-    raise ValueError(
-      "a model with a schedule for each token is sampled by 'token_ancestral', and no other is"
-    )
+  _check(fns, step)
   if fns.token_power is not None:
     schedule = Poly(fns.token_power())
-
-  early_BxL, token_BxL = jnp.moveaxis(rngs.uniform_each(key_ends_B, (2, length)), 1, 0)
-  token_BxL = jnp.floor(token_BxL * vocab_size).astype(jnp.int32)
-  # One number: schedules of single tokens all start at 0.
-  is_early_BxL = free_BxL & (early_BxL < jnp.max(schedule.alpha(times[0])))
+  batch, _ = tokens_BxL.shape
+  key_B = sequence_keys(key, batch, index_B)
+  key_ends_B, key_plan_B, key_steps_B, key_latent_B = (
+    rngs.fold_each(key_B, part) for part in range(4)
+  )
+  is_early_BxL, token_BxL = _ends(key_ends_B, free_BxL, schedule.alpha(times[0]), vocab_size)
   zt_BxL = jnp.where(free_BxL, vocab_size, tokens_BxL).astype(jnp.int32)
   zt_BxL = jnp.where(is_early_BxL, token_BxL, zt_BxL)
   state = step.init(key_plan_B, zt_BxL, free_BxL & ~is_early_BxL, times, schedule)
-
-  def latent(zt_BxL, i):
-    assert fns.prior is not None
-    prior = fns.prior(zt_BxL, label_B=label_B)
-    return prior.sample(rngs.fold_each(key_latent_B, i), 1)[:, 0]
-
-  held = None if fns.prior is None or latent_refresh == "step" else latent(zt_BxL, 0)
+  latent = _latent(key_latent_B, fns, zt_BxL, label_B, latent_refresh)
 
   def is_masked(zt_BxL):
     return free_BxL & (zt_BxL == vocab_size)
@@ -118,10 +102,7 @@ def sample(
     is_masked_BxL = is_masked(zt_BxL)
 
     def call(zt_BxL):
-      inputs = {}
-      if fns.prior is not None:
-        inputs["latent_BxGxZ"] = latent(zt_BxL, i) if held is None else held
-      prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B, **inputs)
+      prediction = fns.denoise(zt_BxL, plan.t_B[:, None], label_B=label_B, **latent(zt_BxL, i))
       key_i_B = rngs.fold_each(key_steps_B, i)
       return step.fill(key_i_B, zt_BxL, is_masked_BxL, prediction, plan, schedule)
 
@@ -146,3 +127,38 @@ def sample(
   call_BxL = jnp.where(is_early_BxL, 0, call_BxL)
   call_BxL = jnp.where(is_late_BxL, calls_B[:, None] - 1, call_BxL)
   return Samples(jnp.where(is_late_BxL, token_BxL, x_BxL), call_BxL, calls_B)
+
+
+def _check(fns: ModelFns, step: SamplerStep) -> None:
+  """Refuses networks that the loop does not serve, and rules that do not serve the network."""
+  if fns.init_cache is not None:
+    raise ValueError(
+      "this network decodes from left to right; use samplers.sample_tokens or sample_blocks"
+    )
+  if (fns.token_power is not None) != step.is_by_token:
+    raise ValueError(
+      "a model with a schedule for each token is sampled by 'token_ancestral', and no other is"
+    )
+
+
+def _ends(key_B, free_BxL, alpha, vocab_size):
+  """(free positions that loose ends leave visible at t=1, a uniform token for every position)."""
+  early_BxL, token_BxL = jnp.moveaxis(rngs.uniform_each(key_B, (2, free_BxL.shape[1])), 1, 0)
+  # One number: schedules of single tokens all start at 0.
+  is_early_BxL = free_BxL & (early_BxL < jnp.max(alpha))
+  return is_early_BxL, jnp.floor(token_BxL * vocab_size).astype(jnp.int32)
+
+
+def _latent(key_B, fns, z1_BxL, label_B, refresh):
+  """(sequences, number of the call) -> the denoiser's input of latents, none without a prior."""
+  if fns.prior is None:
+    return lambda zt_BxL, i: {}
+
+  def drawn(zt_BxL, i):
+    prior = fns.prior(zt_BxL, label_B=label_B)
+    return {"latent_BxGxZ": prior.sample(rngs.fold_each(key_B, i), 1)[:, 0]}
+
+  if refresh == "step":
+    return drawn
+  held = drawn(z1_BxL, 0)
+  return lambda zt_BxL, i: held
