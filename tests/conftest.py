@@ -1,5 +1,6 @@
 """What all tests share: no rank promotion, float64 on request, small random networks."""
 
+import functools
 import inspect
 import os
 import pathlib
@@ -33,9 +34,11 @@ _LONGEST = (
   "multi_process",
   "resume",
   "mesh",
-  "vmd",
+  "vmd_loss",
   "samplers",
+  "vmd_bounds",
   "identities",
+  "block_diffusion",
   "autoregression",
 )
 
@@ -71,6 +74,27 @@ def make_network():
     network = networks.TABLE[name](**(small | settings))
     zt_BxL, t_BxG = jnp.zeros((1, length), jnp.int32), jnp.ones((1, 1))
     return network, toys.random_params(network, zt_BxL, t_BxG, seed=seed)
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def make_fns(make_network):
+  """A function attends -> fns of a network of two layers; parameters do not depend on `attends`.
+
+  It reads four tokens of three values, in blocks of two, unless told otherwise.
+  """
+
+  @functools.cache
+  def base(**settings):
+    return make_network(vocab_size=3, depth=2, **settings)
+
+  @functools.cache
+  def make(attends, block_size=2, length=4, **settings):
+    network, params = base(length=length, **settings)
+    block = block_size if attends == "blocks" else None
+    fns = networks.bind(network.clone(attends=attends, block_size=block), params)
+    return fns._replace(denoise=jax.jit(fns.denoise))
 
   return make
 

@@ -16,7 +16,6 @@ import scipy.stats
 
 from md4vmd import networks, rngs, samplers
 from md4vmd.evaluators.enumeration import exact_log_prob, subsets
-from md4vmd.interfaces import ModelFns
 from md4vmd.objectives import MD4
 from md4vmd.schedules import TABLE
 from md4vmd.schedules.linear import Linear
@@ -82,18 +81,6 @@ def _exact_steps(schedule, fns, times, x_L=X_L):
   return np.sum(u_J[:, None] * _chance(1 - alpha_K[:-1]) * ce_JxS) + loose
 
 
-def _loss_terms(objective, fns, x_BxL, u_B, is_masked_BxL, rate_B=None, **fields):
-  """LossTerms of our objective at written draws: masks are forced by uniforms of 0 and 1."""
-  batch = toys.make_batch(x_BxL, **fields)
-  uniform_BxL = jnp.where(is_masked_BxL, 0.0, 1.0)
-  rate_BxG = None if rate_B is None else jnp.asarray(rate_B)[:, None]
-  draws = objective.draw(toys.Script(jnp.asarray(u_B)[:, None], uniform_BxL, rate_BxG), batch)
-  np.testing.assert_array_equal(
-    objective.is_masked(batch, draws), np.asarray(is_masked_BxL) & np.asarray(batch.free_BxL)
-  )
-  return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
-
-
 def _expected(objective, fns, x_L=X_L):
   """E nelbo of one draw of our objective, over its own laws of times, counts and masks."""
   schedule = objective.schedule
@@ -121,7 +108,9 @@ def _expected(objective, fns, x_L=X_L):
   rows = np.resize(np.arange(len(s)), -(-len(s) // ROWS) * ROWS)  # few shapes, few compilations
   chance_B = np.where(np.arange(len(rows)) < len(s), chance_B[rows], 0.0)
   x_BxL = np.broadcast_to(x_L, (len(rows), L))
-  terms = _loss_terms(objective, fns, x_BxL, u_B[rows], subsets(L)[s[rows]], rate_B[rows])
+  terms = toys.forced_loss_terms(
+    objective, fns, x_BxL, u_B[rows], subsets(L)[s[rows]], rate_B[rows]
+  )
   return float(np.sum(chance_B * np.asarray(terms.nelbo_B)))
 
 
@@ -264,6 +253,12 @@ def test_the_law_of_a_real_network_is_normalised_and_depends_on_t(make_network, 
   assert (logits_BxLxV[0] != logits_BxLxV[1]).any() == time_conditioning
 
 
+def test_sequences_too_long_to_enumerate_are_refused():
+  x_NxL = jnp.zeros((1, 11), int)
+  with pytest.raises(ValueError, match=r"L=11 is above 10: use the likelihood evaluator"):
+    exact_log_prob(UNIFORM, Linear(), samplers.times("uniform", 2), x_NxL, V)
+
+
 # --- denoisers whose bound is known -----------------------------------------------------------
 
 SUPPORT_MxL = np.array([[0, 1, 2], [0, 1, 0], [2, 2, 1], [1, 0, 0], [2, 1, 2]])
@@ -337,118 +332,3 @@ def test_real_draws_average_to_the_enumerated_bound(name, estimator, steps, sees
   assert 0 < error < 0.05 * bound
   assert abs(nelbo_K.mean() - bound) < 4 * error
   assert abs(loss_K.mean() + L * np.log(V) * loose - bound) < 4 * error
-
-
-# --- clues, padding, weights ------------------------------------------------------------------
-
-GIVEN_BxL = np.array([[False, True, False, False, False]] * 3)
-SCORED_BxL = np.array([[True, True, True, True, False]] * 3)
-X_BxL = np.array([[0, 1, 2, 0, 1], [2, 2, 1, 1, 0], [1, 0, 0, 2, 2]])
-FIELDS = {"given_BxL": GIVEN_BxL, "scored_BxL": SCORED_BxL}
-
-
-def _watched(fns):
-  """The denoiser, and a list of the inputs that it has seen."""
-  seen = []
-
-  def denoise(zt_BxL, t_BxG, **rest):
-    seen.append(np.asarray(zt_BxL))
-    return fns.denoise(zt_BxL, t_BxG, **rest)
-
-  return ModelFns(denoise), seen
-
-
-@pytest.mark.parametrize(("estimator", "steps"), [("count", None), ("time", None), ("steps", 4)])
-def test_clues_and_padding_are_shown_and_never_scored(estimator, steps, x64):
-  logits_LxV = np.random.default_rng(0).normal(size=(5, V))
-  fns, seen = _watched(toys.constant(logits_LxV))
-  objective = MD4(TABLE["geometric"](), V, estimator, steps)
-  u_B = np.array([0.0, 0.5, 0.97])
-  batch = toys.make_batch(X_BxL, **FIELDS)
-  draws = objective.draw(
-    toys.Script(jnp.asarray(u_B)[:, None], jnp.zeros((3, 5)), jnp.full((3, 1), 0.5)), batch
-  )
-  terms = objective.loss(fns, batch, draws, step=jnp.zeros((), int))
-  (zt_BxL,) = seen
-  np.testing.assert_array_equal(zt_BxL[:, [1, 4]], X_BxL[:, [1, 4]])
-  if estimator == "count":
-    np.testing.assert_array_equal((zt_BxL == V).sum(-1), [1, 2, 3])  # of 3 free tokens
-    np.testing.assert_allclose(draws.weight_BxG, [[3 / 1], [3 / 2], [3 / 3]])
-  log_mu_LxV = scipy.special.log_softmax(logits_LxV, axis=-1)
-  nll_BxL = -np.take_along_axis(log_mu_LxV[None], X_BxL[:, :, None], axis=-1)[:, :, 0]
-  masked_nats_B = np.sum(nll_BxL * (zt_BxL == V), axis=-1)
-  diffusion_B = np.asarray(draws.weight_BxG)[:, 0] * masked_nats_B
-  np.testing.assert_allclose(terms.parts["diffusion"], diffusion_B, rtol=1e-12)
-  np.testing.assert_allclose(terms.loss, diffusion_B.sum(), rtol=1e-12)
-  np.testing.assert_array_equal(terms.tokens_B, [3, 3, 3])
-
-
-@pytest.mark.parametrize(("estimator", "steps"), [("count", None), ("time", None), ("steps", 4)])
-def test_the_parts_sum_to_the_bound_with_ends_of_free_tokens(estimator, steps, x64):
-  schedule = TABLE["geometric"](beta_min=0.05, beta_max=2.0)
-  terms = _loss_terms(
-    MD4(schedule, V, estimator, steps), toys.constant(np.ones((5, V))), X_BxL,
-    np.array([0.1, 0.5, 0.9]), np.ones((3, 5), bool) if estimator != "count" else
-    np.array([[1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0]], bool),
-    np.full(3, 0.5), **FIELDS,
-  )  # fmt: skip
-  np.testing.assert_allclose(sum(terms.parts.values()), terms.nelbo_B, rtol=1e-14)
-  if estimator != "count":
-    np.testing.assert_allclose(terms.parts["prior"], 3 * np.log(V) * np.exp(-2.0), rtol=1e-12)
-    loss_at_0 = 3 * np.log(V) * (1 - np.exp(-0.05))
-    np.testing.assert_allclose(terms.parts["reconstruction"], loss_at_0, rtol=1e-12)
-
-
-@pytest.mark.parametrize("estimator", ["count", "time"])
-def test_a_row_that_only_fills_the_batch_adds_nothing(estimator, x64):
-  net = toys.random(5, V, sees_time=True)
-  objective = MD4(TABLE["geometric"](beta_min=0.05), V, estimator)
-  batch = toys.make_batch(X_BxL, weight_B=[1.0, 0.0, 1.0])
-  noise = toys.Script(
-    jnp.full((3, 1), 0.5),
-    jnp.asarray(np.random.default_rng(1).random((3, 5))),
-    jnp.full((3, 1), 0.5),
-  )
-  draws = objective.draw(noise, batch)
-  slices = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (batch, draws)) for i in range(3)]
-  loss = jax.jit(functools.partial(objective.loss, net, step=0))
-  whole, apart = loss(batch, draws), [loss(*rows) for rows in slices]
-  assert (apart[1].loss, apart[1].nelbo_B[0], whole.nelbo_B[1], whole.tokens_B[1]) == (0, 0, 0, 0)
-  assert apart[0].loss > 0 and apart[2].loss > 0
-  np.testing.assert_allclose(whole.loss, apart[0].loss + apart[2].loss, rtol=1e-13)
-
-
-@pytest.mark.parametrize("estimator", ["count", "time"])
-def test_a_row_without_free_tokens_costs_nothing(estimator, x64):
-  objective = MD4(Linear(), V, estimator)
-  batch = toys.make_batch(X_BxL[:1], given_BxL=np.ones((1, 5), bool))
-  noise = toys.Script(jnp.full((1, 1), 0.5), jnp.zeros((1, 5)), jnp.full((1, 1), 0.5))
-  draws = objective.draw(noise, batch)
-  terms = objective.loss(toys.constant(np.ones((5, V))), batch, draws, step=jnp.zeros((), int))
-  assert (terms.loss, terms.nelbo_B[0], terms.tokens_B[0]) == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-  ("settings", "message"),
-  [
-    ({"estimator": "eps"}, "estimator is 'eps'; it must be one of count, tilted, time, steps"),
-    ({"estimator": "steps"}, "estimator 'steps' and steps None"),
-    ({"estimator": "count", "steps": 4}, "estimator 'count' and steps 4"),
-    ({"estimator": "steps", "steps": 0}, "steps is 0; it must be at least 1"),
-  ],
-)
-def test_settings_without_meaning_are_refused(settings, message):
-  with pytest.raises(ValueError, match=message):
-    MD4(Linear(), V, **settings)
-
-
-def test_the_tilted_estimator_is_for_training_and_the_value_is_by_count():
-  tilted = MD4(Linear(), V, "tilted", block_size=2)
-  assert tilted.bound(8, "uniform") == MD4(Linear(), V, block_size=2)
-  assert MD4(Linear(), V, "time").bound(8, "uniform") == MD4(Linear(), V, "time")
-
-
-def test_sequences_too_long_to_enumerate_are_refused():
-  x_NxL = jnp.zeros((1, 11), int)
-  with pytest.raises(ValueError, match=r"L=11 is above 10: use the likelihood evaluator"):
-    exact_log_prob(UNIFORM, Linear(), samplers.times("uniform", 2), x_NxL, V)

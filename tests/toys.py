@@ -1,4 +1,4 @@
-"""Denoisers, noise and spaces small enough to enumerate; float64 under the fixture `x64`."""
+"""Denoisers, noise, losses and spaces small enough to enumerate; float64 under `x64`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from md4vmd import latents, row_losses
+from md4vmd import latents, rngs, row_losses
 from md4vmd.evaluators.enumeration import subsets
 from md4vmd.interfaces import Batch, ModelFns
 
@@ -198,6 +198,34 @@ def make_batch(x_BxL, **fields):
   return dataclasses.replace(batch, **{name: jnp.asarray(value) for name, value in fields.items()})
 
 
+def loss_terms(objective, fns, batch, noise=None, seed=3):
+  """LossTerms, compiled, of a draw for every example: of this noise, or else of the seed's."""
+
+  def loss(key):
+    given = rngs.batch_noise(key, len(batch.x_BxL)) if noise is None else noise
+    draws = objective.draw(given, batch)
+    return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+  return jax.jit(loss)(jax.random.key(seed))
+
+
+def forced_loss_terms(objective, fns, x_BxL, u_B, is_masked_BxL, rate_B=None, **fields):
+  """LossTerms at written draws: masks are forced by uniforms of 0 and 1."""
+  batch = make_batch(x_BxL, **fields)
+  uniform_BxL = jnp.where(is_masked_BxL, 0.0, 1.0)
+  rate_BxG = None if rate_B is None else jnp.asarray(rate_B)[:, None]
+  draws = objective.draw(Script(jnp.asarray(u_B)[:, None], uniform_BxL, rate_BxG), batch)
+  np.testing.assert_array_equal(
+    objective.is_masked(batch, draws), np.asarray(is_masked_BxL) & np.asarray(batch.free_BxL)
+  )
+  return objective.loss(fns, batch, draws, step=jnp.zeros((), int))
+
+
+def logits(prediction):
+  """The logits of a prediction as a NumPy array."""
+  return np.asarray(prediction.logits())
+
+
 def sequences(length, vocab_size):
   """Every sequence, [V^L, L]."""
   return np.array(list(itertools.product(range(vocab_size), repeat=length)))
@@ -218,3 +246,24 @@ def masked_nll(fns, x_L, t_J, vocab_size):
   log_mu_RxLxV = scipy.special.log_softmax(logits_RxLxV, axis=-1)
   nll_JxSxL = -log_mu_RxLxV[:, np.arange(len(x_L)), x_L].reshape(len(t_J), *is_masked_SxL.shape)
   return np.where(is_masked_SxL, nll_JxSxL, 0.0)
+
+
+def block_laws(fns, x_XxL, vocab_size, steps):
+  """log p_X of decoding each block of two tokens in `steps` equal steps, if mu ignores the time.
+
+  Both tokens come in the same step with probability 1 / steps, else one after the other.
+  """
+  rows, length = x_XxL.shape
+  first, second = (np.tile(masked, length // 2) for masked in ([True, False], [False, True]))
+  masked_XxL = (np.where(masked, vocab_size, x_XxL) for masked in (first, second))
+  zt_PxXxL = np.stack([np.full_like(x_XxL, vocab_size), *masked_XxL])
+  flat = lambda array: jnp.asarray(array.reshape(-1, length))
+  clean_RxL = flat(np.stack([x_XxL] * 3))
+  logits_RxLxV = logits(fns.denoise(flat(zt_PxXxL), None, clean_BxL=clean_RxL)).astype(float)
+  log_mu_RxLxV = scipy.special.log_softmax(logits_RxLxV, axis=-1)
+  log_mu_RxL = np.take_along_axis(log_mu_RxLxV, np.asarray(clean_RxL)[..., None], -1)[..., 0]
+  blank, now_first, now_second = np.exp(log_mu_RxL.reshape(3, rows, length // 2, 2))
+  p_XxG = blank.prod(-1) / steps
+  p_XxG += (1 - 1 / steps) / 2 * (blank[..., 0] * now_second[..., 1])
+  p_XxG += (1 - 1 / steps) / 2 * (blank[..., 1] * now_first[..., 0])
+  return np.log(p_XxG).sum(-1)
