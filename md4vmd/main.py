@@ -117,6 +117,14 @@ def find_config(name: str) -> None:
   sys.path.insert(0, str(path.parent.parent))
 
 
+# How absl and Python say that a value is of another type, and how we do.
+_OF_ANOTHER_TYPE = {
+  r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither true nor false",
+  r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
+  r"could not convert string to float: (.*)": r"\1 is no number",
+}
+
+
 def explain(error: BaseException) -> str:
   """One line that says what is wrong, of an error of a config, its overrides or a job."""
   while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps its errors
@@ -124,6 +132,8 @@ def explain(error: BaseException) -> str:
   text = str(error)
   if isinstance(error, KeyError) and error.args:  # of an override, by ml_collections
     text = f"the config has no {error.args[0]}".replace("\nDid you", "; did you")
+  for theirs, ours in _OF_ANOTHER_TYPE.items():
+    text = re.sub(theirs, ours, text)
   lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
   if any(line.startswith("Traceback") for line in lines):  # of a config that raised
     lines = [lines[-1].partition(": ")[2]]

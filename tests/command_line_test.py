@@ -65,7 +65,15 @@ MISTAKES = {
   ),
   "wrong type": (
     ["--config=configs/synthetic.py", "--config.run.steps=many"],
-    ["config.run.steps", "many"],
+    ["config.run.steps=many: 'many' is no whole number"],
+  ),
+  "no number": (
+    ["--config=configs/synthetic.py", "--config.optimizer.learning_rate=fast"],
+    ["config.optimizer.learning_rate=fast: 'fast' is no number"],
+  ),
+  "no Boolean": (
+    ["--config=configs/synthetic.py", "--config.network.absolute_positions=None"],
+    ["config.network.absolute_positions=None: 'None' is neither true nor false"],
   ),
   "wrong value": (
     ["--config=configs/synthetic.py", "--config.run.steps=-1"],

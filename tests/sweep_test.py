@@ -82,7 +82,7 @@ def test_a_dry_run_shows_the_command_of_every_cell(capsys, tmp_path):
   ("arguments", "words"),
   [
     (["--grid=schedule.nmae=linear"], "the config has no 'nmae'; did you mean \"name\""),
-    (["--grid=network.depth=1,deep"], "config.network.depth=deep: invalid literal"),
+    (["--grid=network.depth=1,deep"], "config.network.depth=deep: 'deep' is no whole number"),
     (["--grid=seed=1", "--set=run.stesp=1"], "the config has no 'stesp'"),
     (["--grid=seed=1,1"], "the grid has the cell seed=1 twice"),
     (["--grid=seed=1", "--grid=seed=2"], "'seed' is set twice in one cell"),
