@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -14,7 +11,6 @@ import numpy as np
 
 from md4vmd import (
   build,
-  data,
   networks,
   partitioning,
   rngs,
@@ -23,10 +19,8 @@ from md4vmd import (
   steps,
   train_state,
 )
-from md4vmd.data import images
+from md4vmd.data import images, prompts
 from md4vmd.writers import say
-
-_MASK = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
 def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step = "latest") -> None:
@@ -34,8 +28,9 @@ def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step =
 
   What is filled: the prompts, if the config has any; a region of the images of a split, if it
   names one; the puzzles of a split, if the data has clues; else whole sequences. Writes
-  samples/<step>.npz and .png; of text also .txt, and .jsonl for prompts; of images also -film.png
-  and .gif, whose pictures show the first 64.
+  samples/<step>.npz, .png and .json, which says what made them; of text also .txt, and .jsonl for
+  prompts; of images also -film.png and .gif, whose pictures show the first 64. Those of an earlier
+  job are deleted once the new samples are there.
 
   Raises:
     ValueError: a prompt is too long, has nothing to fill, or holds characters without a token; a
@@ -43,90 +38,34 @@ def sample(config: build.Config, workdir: pathlib.Path, step: train_state.Step =
     FileNotFoundError: no checkpoint, or no such file of prompts.
   """
   model = build.model(config)
-  prompts, tokens_BxL, free_BxL = prepare(model)
+  texts, tokens_BxL, free_BxL = prepare(model)
   with partitioning.use(model.mesh):
     restored = train_state.load_average(model, workdir, step)
     label_B = _labels(model, len(tokens_BxL))
     samples = _run(model, restored.state["ema"], tokens_BxL, free_BxL, label_B)
   if jax.process_index() == 0:
     made = tokens_BxL, free_BxL, label_B, samples
-    sample_files.write(model, workdir, restored.step, prompts, *made)
+    sample_files.write(model, workdir, restored.step, texts, *made)
+    _tell_of_equals(model, *made)
 
 
 def prepare(model: build.Model) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(prompts, tokens_BxL, free_BxL) of what the config asks to sample; errors as in `sample`."""
-  prompts = _prompts(model)
-  starts = _starts(model, prompts)
-  _labels(model, len(starts[0]))
-  return prompts, *starts
-
-
-def parse_prompt(
-  dataset: data.Dataset, prompt: str, length: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens_L, free_L) of a prompt: `[MASK:n]` stands for n free tokens, as does the mask mark.
-
-  Positions behind the prompt stay unknown: the model sees masks there and they are not filled.
-
-  Args:
-    dataset: whose alphabet it is.
-    prompt: the text.
-    length: L; that of the data by default.
-
-  Raises:
-    ValueError: the prompt is longer than L or leaves nothing to fill.
-  """
-  length = length or dataset.length
-  pieces = _MASK.split(prompt)  # text, count, text, count, ..., text
-  texts = [dataset.encode(piece) for piece in pieces[::2]]
-  counts = [int(count or 1) for count in pieces[1::2]]
-  total = sum(map(len, texts)) + sum(counts)
-  if total > length:
-    raise ValueError(
-      f"the prompt {prompt[:40]!r} has {total} tokens and the model's sequences {length}; "
-      "shorten it"
-    )
-  masks = [np.full(count, dataset.vocab_size, np.int32) for count in counts]
-  tokens_N = np.concatenate([texts[0], *itertools.chain(*zip(masks, texts[1:], strict=True))])
-  tokens_L = np.full(length, dataset.vocab_size, np.int32)
-  tokens_L[:total] = tokens_N
-  free_L = np.zeros(length, bool)
-  free_L[:total] = tokens_N == dataset.vocab_size
-  if not free_L.any():
-    raise ValueError(f"the prompt {prompt!r} leaves nothing to fill; mark the place with [MASK:n]")
-  return tokens_L, free_L
-
-
-def _prompts(model: build.Model) -> list[str]:
   sampling = model.sampling
-  prompts = [sampling.prompt] if sampling.prompt else []
-  if sampling.prompts_file:
-    with open(sampling.prompts_file, encoding="utf-8") as file:
-      lines = file.readlines()  # splits at ends of lines alone, as str.splitlines does not
-    for number, line in enumerate(lines, 1):
-      try:
-        prompt = json.loads(line)["prompt"]
-        if not isinstance(prompt, str):
-          raise TypeError(f"{prompt!r} is no text")
-        prompts.append(prompt)
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-          f"{sampling.prompts_file}, line {number}: expected an object like "
-          '{"prompt": "to be [MASK:20]"}'
-        ) from error
-    if not lines:
-      raise ValueError(f"{sampling.prompts_file} holds no prompts")
-  return [prompt for prompt in prompts for _ in range(sampling.count)]
+  asked = prompts.read(sampling.prompt, sampling.prompts_file)
+  starts = _starts(model, asked)
+  _labels(model, len(starts[0]))
+  return [prompt.text for prompt in asked for _ in range(sampling.count)], *starts
 
 
-def _starts(model: build.Model, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _starts(model: build.Model, asked: list[prompts.Prompt]) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and free positions before sampling."""
   dataset, count, length = model.dataset, model.sampling.count, model.sampling.length
   if model.sampling.inpaint:
     return _inpainted(model)
-  if prompts:
-    parsed = [parse_prompt(dataset, prompt, length) for prompt in prompts]
-    return np.stack([p[0] for p in parsed]), np.stack([p[1] for p in parsed])
+  if asked:
+    tokens_PxL, free_PxL = prompts.parse_all(dataset, asked, length)
+    return np.repeat(tokens_PxL, count, axis=0), np.repeat(free_PxL, count, axis=0)
   source = dataset.split(model.sampling.split)
   if "given" in source[0]:
     if length != dataset.length:
@@ -226,4 +165,18 @@ def _warn_of_order(model: build.Model, tokens_BxL, free_BxL) -> None:
       if size > 1
       else "Warning: this network decodes from left to right; given tokens do not inform the free "
       "ones to their left."
+    )
+
+
+def _tell_of_equals(model, tokens_BxL, free_BxL, label_B, samples: samplers.Samples) -> None:
+  """Says so where samples of one start are all the same because nothing is drawn."""
+  if getattr(model.sampling.step, "temperature", 1.0) > 0:
+    return
+  starts = [tokens_BxL, free_BxL] + ([] if label_B is None else [label_B[:, None]])
+  different = lambda arrays: len({row.tobytes() for row in np.hstack(arrays)})
+  kinds, count = different(starts), len(tokens_BxL)
+  if kinds == different([*starts, samples.x_BxL]) < count:
+    say(
+      f"The samples of a start are all the same, {kinds} in {count}: at sampler.temperature=0 no "
+      "token is drawn. Set it above 0, or sampler.count=1."
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from md4vmd import build, image_grids, pictures, samplers
-from md4vmd.writers import say
+from md4vmd.writers import dump, replace_file, say
 
 _FRAMES = 8
 _GIF_FRAMES = 32
 _ROWS = 8  # images in a film strip
+_ENDS = (".json", ".npz", ".txt", ".jsonl", ".png", "-film.png", ".gif")  # of what a job writes
 MOST_PICTURED = 64  # images in a grid and in a GIF
 
 
@@ -28,6 +30,9 @@ def write(
 ) -> None:
   """Writes samples/<step>.* and shows what can be read; arrays hold all, pictures the first ones.
 
+  What an earlier job left under these names is deleted first. The .json is written last: it says
+  what made the files beside it.
+
   Args:
     model: what the config built.
     workdir: of the run.
@@ -40,6 +45,8 @@ def write(
   """
   folder = workdir / "samples"
   folder.mkdir(parents=True, exist_ok=True)
+  for end in _ENDS:
+    (folder / f"{step}{end}").unlink(missing_ok=True)
   arrays = {"x_BxL": samples.x_BxL, "free_BxL": free_BxL}
   arrays |= {"call_BxL": samples.call_BxL, "calls_B": samples.calls_B}
   if label_B is not None:
@@ -51,6 +58,19 @@ def write(
     _write_images(folder, step, model.dataset.image_shape, samples)
   else:
     _write_text(model, folder, step, prompts, free_BxL, tokens_BxL, samples, calls)
+  about = dump(_about(model, workdir, step), indent=2)
+  replace_file(folder / f"{step}.json", about + "\n")
+
+
+def _about(model, workdir, step) -> dict[str, Any]:
+  """What made the samples."""
+  return {
+    "checkpoint": str(workdir / "checkpoints" / str(step)),
+    "step": step,
+    "config_hash": model.config_hash,
+    "seed": model.seed,
+    "sampler": model.config["sampler"],
+  }
 
 
 def _write_images(folder, step, shape, samples) -> None:
@@ -63,7 +83,7 @@ def _write_images(folder, step, shape, samples) -> None:
   image_grids.film(film).save(folder / f"{step}-film.png")
   image_grids.save_gif(gif, folder / f"{step}.gif")
   shown = f" of the first {MOST_PICTURED} of {count}" if count > MOST_PICTURED else ""
-  say(f"wrote {folder / str(step)}.npz, and .png, -film.png and .gif{shown}")
+  say(f"wrote {folder / str(step)}.npz, .json, and .png, -film.png and .gif{shown}")
 
 
 def _write_text(model, folder, step, prompts, free_BxL, tokens_BxL, samples, calls) -> None:
@@ -89,4 +109,4 @@ def _write_text(model, folder, step, prompts, free_BxL, tokens_BxL, samples, cal
     box=dataset.box,
   )
   picture.save(folder / f"{step}.png")
-  say(f"wrote {folder / str(step)}.txt, .npz{', .jsonl' if prompts else ''} and .png")
+  say(f"wrote {folder / str(step)}.txt, .npz, .json{', .jsonl' if prompts else ''} and .png")

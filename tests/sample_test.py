@@ -6,6 +6,7 @@ import pytest
 
 from md4vmd import build, networks, sample, samplers, train_state
 from md4vmd.checkpoints import Restored
+from md4vmd.data import prompts
 from tests import shrunken
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -21,11 +22,6 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(config):
   return build.model(config).dataset
-
-
-@pytest.fixture(scope="module")
-def boards():
-  return build.model(shrunken.config("sudoku", "4x4")).dataset
 
 
 @pytest.fixture(scope="module")
@@ -51,84 +47,14 @@ def sample_untrained(weights, monkeypatch, tmp_path):
   return run
 
 
-def tokens(text):
-  return [" abcdefghijklmnopqrstuvwxyz_".index(character) for character in text]
-
-
-@pytest.mark.parametrize(
-  "prompt, expected",
-  [
-    ("to be [MASK:3] not", "to be ___ not"),
-    ("[MASK]b", "_b"),
-    ("a[MASK]", "a_"),
-    ("[MASK:2][MASK]x[MASK:1]", "___x_"),
-    ("a_b__", "a_b__"),
-    ("[MASK:16]", "_" * 16),
-    ("a[MASK:0]b_", "ab_"),
-  ],
-)
-def test_a_prompt_is_its_text_with_masks_where_it_is_to_be_filled(dataset, prompt, expected):
-  tokens_L, free_L = sample.parse_prompt(dataset, prompt)
-  count = len(expected)
-  assert tokens_L[:count].tolist() == tokens(expected)
-  assert free_L[:count].tolist() == [character == "_" for character in expected]
-
-
-def test_positions_behind_the_prompt_are_unknown_and_not_to_be_filled(dataset):
-  tokens_L, free_L = sample.parse_prompt(dataset, "ab[MASK:2]")
-  assert tokens_L.shape == free_L.shape == (16,)
-  assert (tokens_L[4:] == MASK).all()
-  assert not free_L[4:].any()
-
-
-def test_a_board_is_a_prompt_of_its_blanks(boards):
-  tokens_L, free_L = sample.parse_prompt(boards, "1234 34.. 2... 432.")
-  assert tokens_L.tolist() == [0, 1, 2, 3, 2, 3, 4, 4, 1, 4, 4, 4, 3, 2, 1, 4]
-  assert free_L.tolist() == [token == 4 for token in tokens_L]
-
-
-@pytest.mark.parametrize(
-  "prompt, words",
-  [
-    ("abc[MASK:14]", ["17 tokens", "sequences 16", "shorten"]),
-    ("to be or not", ["'to be or not'", "nothing to fill", "[MASK:n]"]),
-    ("", ["nothing to fill"]),
-    ("To be [MASK:3]", ["'T' is not a token"]),
-    ("to be [MASK:x]", ["is not a token"]),
-  ],
-)
-def test_a_prompt_that_cannot_be_filled_is_refused_with_the_reason(dataset, prompt, words):
-  with pytest.raises(ValueError) as caught:
-    sample.parse_prompt(dataset, prompt)
-  for word in words:
-    assert word in str(caught.value)
-
-
-def test_a_board_of_another_size_is_refused(boards):
-  with pytest.raises(ValueError, match="a 4x4 board has 16 cells, this one 5"):
-    sample.parse_prompt(boards, "1234.")
-
-
-@pytest.mark.parametrize("line", ["to be [MASK]", '{"text": "a[MASK]"}', '["a"]', '{"prompt": 3}'])
-def test_a_bad_line_of_a_file_of_prompts_is_named(config, sample_untrained, tmp_path, line):
+def test_a_prompt_that_cannot_be_filled_is_named_by_its_place(config, sample_untrained, tmp_path):
+  with pytest.raises(ValueError, match=r"^sampler\.prompt: the prompt 'to be' leaves nothing"):
+    sample_untrained(config, prompt="to be")
   file = tmp_path / "prompts.jsonl"
-  file.write_text('{"prompt": "a[MASK]"}\n' + line + "\n")
-  with pytest.raises(ValueError) as caught:
-    sample_untrained(config, prompts_file=str(file))
-  assert f"{file}, line 2: " in str(caught.value)
-  assert '{"prompt": ' in str(caught.value)
-
-
-def test_only_ends_of_lines_part_the_prompts_of_a_file(config, sample_untrained, tmp_path):
-  file = tmp_path / "prompts.jsonl"
-  file.write_text('{"prompt": "a\u2028[MASK]"}\n', encoding="utf-8")
-  with pytest.raises(ValueError, match="is not a token"):  # of text8, but the line was read
-    sample_untrained(config, prompts_file=str(file))
-
-
-def test_a_missing_file_of_prompts_is_named(config, sample_untrained, tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"no_prompts\.jsonl"):
-    sample_untrained(config, prompts_file=str(tmp_path / "no_prompts.jsonl"))
+  file.write_text('{"prompt": "a[MASK]"}\n{"prompt": "Hi [MASK]"}\n')
+  with pytest.raises(ValueError, match=f"^{file}, line 2: 'H' is not a token"):
+    sample_untrained(config, prompt="a[MASK]", prompts_file=str(file))
+  assert not (tmp_path / "samples").exists()
 
 
 def test_a_split_that_does_not_exist_is_named(config, sample_untrained):
@@ -137,14 +63,14 @@ def test_a_split_that_does_not_exist_is_named(config, sample_untrained):
 
 
 def test_prompts_are_infilled_and_written_line_by_line(config, sample_untrained, tmp_path):
-  prompts = ["to be [MASK:3] not", "[MASK:5] question"]
+  asked = ["to be [MASK:3] not", "[MASK:5] question"]
   file = tmp_path / "prompts.jsonl"
-  file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+  file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
   workdir = sample_untrained(config, prompts_file=str(file), count=5, steps=4)
   lines = [json.loads(line) for line in (workdir / "samples/0.jsonl").read_text().splitlines()]
-  assert [line["prompt"] for line in lines] == [prompt for prompt in prompts for _ in range(5)]
+  assert [line["prompt"] for line in lines] == [prompt for prompt in asked for _ in range(5)]
   for line in lines:
-    start, end = ("to be ", " not") if line["prompt"] == prompts[0] else ("", " question")
+    start, end = ("to be ", " not") if line["prompt"] == asked[0] else ("", " question")
     filled = line["text"].removeprefix(start).removesuffix(end)
     assert line["text"] == start + filled + end
     assert len(filled) == (3 if start else 5)
@@ -159,9 +85,44 @@ def test_prompts_are_infilled_and_written_line_by_line(config, sample_untrained,
   assert (workdir / "samples/0.txt").read_text() == "\n\n".join(x["text"] for x in lines) + "\n"
 
 
-def test_no_jsonl_is_written_without_prompts(config, sample_untrained):
-  workdir = sample_untrained(config)
-  assert {path.name for path in (workdir / "samples").iterdir()} == {"0.txt", "0.npz", "0.png"}
+def test_samples_without_prompts_leave_no_jsonl_of_a_job_with_prompts(config, sample_untrained):
+  folder = sample_untrained(config, prompt="to be [MASK:3]") / "samples"
+  others = {"10.jsonl", "0-mine.png"}
+  for name in others:
+    (folder / name).touch()
+  assert (folder / "0.jsonl").exists()
+  with pytest.raises(ValueError):
+    sample_untrained(config, prompt="to be")
+  assert (folder / "0.jsonl").exists()  # a job that fails deletes nothing
+  sample_untrained(config)
+  own = {"0.txt", "0.npz", "0.png", "0.json"}
+  assert {path.name for path in folder.iterdir()} == own | others
+
+
+def test_samples_say_what_made_them(config, sample_untrained):
+  workdir = sample_untrained(config, grid="uniform", steps=3, count=2)
+  about = json.loads((workdir / "samples/0.json").read_text())
+  assert about["checkpoint"] == str(workdir / "checkpoints/0")
+  assert (about["step"], about["seed"]) == (0, config.seed)
+  sampler = about["sampler"]
+  assert (sampler["name"], sampler["grid"], sampler["steps"]) == ("ancestral", "uniform", 3)
+
+
+@pytest.mark.parametrize(
+  "settings, is_told",
+  [
+    ({"name": "margin"}, True),
+    ({"name": "margin", "count": 1}, False),
+    ({"name": "margin", "temperature": 1.0}, False),
+    ({"name": "ancestral"}, False),
+  ],
+)
+def test_samples_that_are_all_the_same_for_want_of_draws_are_told_of(
+  config, sample_untrained, capsys, settings, is_told
+):
+  sample_untrained(config, **({"prompt": "a [MASK:12]", "count": 3, "steps": 3} | settings))
+  told = "The samples of a start are all the same, 1 in 3: at sampler.temperature=0 no token"
+  assert (told in capsys.readouterr().out) == is_told
 
 
 @pytest.mark.parametrize("name", sorted(samplers.TABLE))
@@ -171,7 +132,7 @@ def test_no_sampler_changes_given_tokens_or_fills_what_is_not_free(
   network, params = make_network(length=16, vocab_size=27)
   model = build.model(config)
   starts = [
-    sample.parse_prompt(dataset, prompt)
+    prompts.parse(dataset, prompt)
     for prompt in ("to be [MASK:4] be", "[MASK:16]", "a[MASK]b[MASK]c[MASK]", "x[MASK:9]")
   ]
   tokens_BxL, free_BxL = map(np.stack, zip(*starts, strict=True))
@@ -242,7 +203,7 @@ def test_part_of_an_image_is_painted_anew_and_the_rest_kept(pixels, tmp_path):
     assert arrays["label_B"][i] == source[i]["label"]
   assert (arrays["call_BxL"][:, is_left_L] >= 0).all()
   names = {path.name for path in (tmp_path / "samples").iterdir()}
-  assert names == {"0.npz", "0.png", "0-film.png", "0.gif"}
+  assert names == {"0.npz", "0.png", "0-film.png", "0.gif", "0.json"}
 
 
 def test_samples_go_through_the_labels_that_are_asked_for_or_all(pixels):

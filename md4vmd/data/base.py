@@ -53,6 +53,7 @@ class Dataset:
     length: L, the number of tokens of an example.
     train_split: name of the split that is trained on.
     unit: what one token is in reports: "token", "character" or "dim".
+    free_mark: how a prompt writes what is to be filled, for messages.
     columns: tokens in a row of a picture.
     box: side of the boxes that a picture outlines; None for none.
     image_shape: (H, W, C) where an example is an image; None where it is none.
@@ -63,6 +64,7 @@ class Dataset:
 
   train_split = "train"
   unit = "token"
+  free_mark = "[MASK:4] for 4 free tokens, or another number"
   columns = 32
   box: int | None = None
   image_shape: tuple[int, int, int] | None = None

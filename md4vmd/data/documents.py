@@ -133,8 +133,16 @@ def json_lines(path: Path, progress: Progress | None = None) -> Iterator[tuple[i
     if line.strip():
       try:
         yield number, json.loads(line)
+      except UnicodeDecodeError as error:
+        raise ValueError(
+          f"{path}, line {number}: byte {error.object[error.start]:#04x} at position "
+          f"{error.start} of the line is not utf-8; convert the file"
+        ) from error
       except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: not a JSON value ({error})") from error
+        shown = line[:60].decode(errors="replace").strip()
+        raise ValueError(
+          f"{path}, line {number}: not a JSON value ({error}), but {shown!r}"
+        ) from error
 
 
 def _kind(path: Path) -> str:

@@ -43,6 +43,8 @@ class Boards(Dataset):
     symmetries: True where training examples are moved by random symmetries.
   """
 
+  free_mark = "a dot, 0 or _ for a free cell"
+
   def __init__(self, size: int, cut: Cut, *, symmetries: bool):
     """Keeps the splits and remembers what training must never show."""
     super().__init__(
@@ -103,7 +105,8 @@ class Boards(Dataset):
     marks = "".join(mark for mark in text if mark not in "|+-" and not mark.isspace())
     require(
       len(marks) == self.length,
-      f"a {self.size}x{self.size} board has {self.length} cells, this one {len(marks)}",
+      f"a {self.size}x{self.size} board has {self.length} cells, this one {len(marks)}; "
+      f"write {self.free_mark}",
       board=text,
     )
     return self._alphabet.encode(marks.replace("0", ".").replace("_", "."))

@@ -4,8 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from md4vmd import sample
-from md4vmd.data import loader, prepare_text, shards
+from md4vmd.data import loader, prepare_text, prompts, shards
 from md4vmd.data.tokens import Tokens
 from tests import shrunken
 
@@ -58,7 +57,7 @@ def test_text_and_marks_become_tokens_and_text_again(prepared):
 
 
 def test_prompts_are_tokens_with_masks_where_they_are_to_be_filled(prepared):
-  tokens_L, free_L = sample.parse_prompt(read(prepared), "be [MASK:2] not")
+  tokens_L, free_L = prompts.parse(read(prepared), "be [MASK:2] not")
   assert tokens_L[:9].tolist() == [98, 101, 32, 257, 257, 32, 110, 111, 116]
   assert np.flatnonzero(free_L).tolist() == [3, 4]
 
