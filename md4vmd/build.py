@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from md4vmd import (
@@ -37,6 +38,7 @@ SECTIONS = (
   "run",
   "evaluators",
 )
+_COUNTS = ("calls", "cells", "count", "draws", "limit", "order", "paths", "steps")  # of evaluators
 _READER_KEYS = ("reader_depth", "reader_width", "reader_heads")
 
 
@@ -333,16 +335,24 @@ def require_one_schedule(built: Model, where: str) -> None:
 
 
 def evaluators(built: Model, table: Mapping[str, Any]) -> dict[str, Any]:
-  """The evaluators that the config asks for, by name."""
+  """The evaluators that the config asks for, by name; their splits and counts are checked here."""
   made = {}
   for name, settings in built.evaluators.items():
+    where = f"evaluators.{name}"
     sections.check_name(name, table, "evaluators")
-    if settings.get("limit", 1) < 1:
-      raise ValueError(
-        f"evaluators.{name}.limit is {settings['limit']}; it must be at least 1, or None for all"
-      )
-    made[name] = sections.call(table[name], settings, f"evaluators.{name}", model=built)
+    sections.check_counts(settings, _COUNTS, where)
+    _check_splits(built.dataset, settings, where)
+    made[name] = sections.call(table[name], settings, where, model=built)
   return made
+
+
+def _check_splits(dataset: data.Dataset, settings: Mapping[str, Any], where: str) -> None:
+  for key in ("split", "splits"):
+    for split in np.ravel(settings.get(key, ())).tolist():
+      try:
+        dataset.split(split)
+      except ValueError as error:
+        raise ValueError(f"{where}.{key}: {error}") from error
 
 
 def _sampling(

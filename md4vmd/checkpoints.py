@@ -166,7 +166,7 @@ class Checkpoints:
       DamagedError: there are steps, and all are damaged; none is moved.
     """
     damaged = []
-    for step in self._steps():
+    for step in self.steps():
       try:
         restored = self._read(step, template, whole=True)
       except DamagedError as error:
@@ -191,7 +191,7 @@ class Checkpoints:
       ValueError: a field was saved with other leaves.
       DamagedError: the step asked for, or every step, is damaged.
     """
-    steps = self._steps()
+    steps = self.steps()
     if not steps:
       raise self._nothing_here()
     if step is not None:
@@ -229,6 +229,12 @@ class Checkpoints:
       partial.replace(self.folder / "best.json")
     return True
 
+  def steps(self) -> list[int]:
+    """Every step, the newest first, once everything saved is on the disk."""
+    self.wait()
+    self._manager.reload()
+    return sorted(self._manager.all_steps(), reverse=True)
+
   def latest_step(self) -> int | None:
     """The newest step, one that is still being written included; None where there is none."""
     return self._manager.latest_step()
@@ -245,11 +251,6 @@ class Checkpoints:
     """Waits for the last save and ends the background threads."""
     self._manager.wait_until_finished()
     self._manager.close()
-
-  def _steps(self) -> list[int]:
-    self.wait()
-    self._manager.reload()
-    return sorted(self._manager.all_steps(), reverse=True)
 
   def _read(self, step: int, template: Any, *, whole: bool) -> Restored:
     path = self.folder / str(step)

@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 _FRAMEWORK = {"self", "parent", "name"}  # constructor arguments that flax adds
 
 
@@ -34,6 +36,16 @@ def check_name(name: Any, table: Mapping[str, Any], where: str) -> None:
   """Raises ValueError where a TABLE has no such entry."""
   if name not in table:
     raise ValueError(f"{where}: there is no '{name}'{nearest(str(name), table)}")
+
+
+def check_counts(settings: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+  """Raises ValueError where one of these settings, or a number in it, is below 1."""
+  for key in keys:
+    value = settings.get(key, 1)
+    if min(np.ravel(value).tolist(), default=1) < 1:
+      what = "it" if np.ndim(value) == 0 else "each"
+      end = ", or None for all" if key == "limit" else ""
+      raise ValueError(f"{where}.{key} is {value}; {what} must be at least 1{end}")
 
 
 def call(function: Callable[..., Any], settings: Mapping[str, Any], where: str, **extra) -> Any:

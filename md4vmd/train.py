@@ -32,6 +32,7 @@ from md4vmd import (
   train_state,
 )
 from md4vmd.checkpoints import Checkpoints, has_any
+from md4vmd.interfaces import Evaluator
 from md4vmd.writers import Writers, read_config, read_metrics, say
 
 PREEMPTED = 42  # exit status after SIGTERM: the scheduler should start the same command again
@@ -53,8 +54,9 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
 
   Raises:
     Preempted: after SIGTERM, once the state is saved.
-    DivergedError: a loss or gradient is not finite; checkpoints hold the last good states.
-    ValueError: the workdir holds a run of another config.
+    DivergedError: a loss or gradient is not finite; no state from then on is saved.
+    ValueError: a config that means nothing, or the workdir holds a run of another one; its files
+      stay as they are.
   """
   model = build.model(config)
   begun = read_config(workdir) if has_any(workdir / "checkpoints") else None
@@ -64,6 +66,7 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
   if "sample" in model.run.then:
     sample.prepare(model)  # a bad prompt is reported before hours of training
   with partitioning.use(model.mesh):
+    evaluators = evaluate.make_evaluators(model)
     checkpoints = Checkpoints(
       workdir / "checkpoints",
       keep=model.run.keep,
@@ -76,6 +79,8 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
       state, position = train_state.initial(model), 0
     else:
       state, position = restored.state, restored.meta["position"]
+    batches = _batches(model, position)  # the last that may refuse the config
+    if restored is not None:
       say(f"Continuing from step {restored.step}.")
     for key, (before, now) in changed.items():
       say(f"Changed since the run began: {key}={now}, it was {before}.")
@@ -87,9 +92,20 @@ def train(config: build.Config, workdir: pathlib.Path) -> None:
       f"{jax.device_count()} {jax.devices()[0].device_kind} devices. Workdir: {workdir}"
     )
     with _closing(checkpoints, writers):
-      _Loop(model, checkpoints, writers, config_record.plain(config)).run(state, position)
+      loop = _Loop(model, checkpoints, writers, evaluators, config_record.plain(config))
+      loop.run(state, position, batches)
   if jax.process_index() == 0:
     _draw_curve(model, workdir)
+
+
+def _batches(model: build.Model, position: int) -> Iterator[dict[str, np.ndarray]]:
+  return data.train_batches(
+    model.dataset,
+    batch_size=model.run.batch_size,
+    seed=model.seed,
+    start=position,
+    **partitioning.share(model.mesh),
+  )
 
 
 @contextlib.contextmanager
@@ -149,31 +165,27 @@ class _Loop:
     model: build.Model,
     checkpoints: Checkpoints,
     writers: Writers,
+    evaluators: dict[str, Evaluator],
     config: dict[str, Any],
   ):
     self.model, self.checkpoints, self.writers = model, checkpoints, writers
+    self.evaluators = evaluators
     self.about = {
       "config_hash": model.config_hash,
       "config": config,
       "made_with": provenance.record(),
     }
-    self.evaluators = evaluate.make_evaluators(model)
     self.term_received = False
     self.evaluated_step: int | None = None  # while its evaluation runs
 
-  def run(self, state: steps.TrainState, position: int) -> None:
+  def run(
+    self, state: steps.TrainState, position: int, batches: Iterator[dict[str, np.ndarray]]
+  ) -> None:
     run, model = self.model.run, self.model
     train_step = compiled_step(model)
-    batches = data.train_batches(
-      model.dataset,
-      batch_size=run.batch_size,
-      seed=model.seed,
-      start=position,
-      **partitioning.share(model.mesh),
-    )
     first = int(state.step)
     is_due = lambda step: run.evaluate_every > 0 and step % run.evaluate_every == 0
-    meter = _Meter(model, self.writers, first + 1)
+    meter = _Meter(model, self.writers, self.checkpoints, first + 1)
     # None shows it at a terminal.
     progress = tqdm(
       total=run.steps,
@@ -264,11 +276,24 @@ def _stop(step: int) -> NoReturn:
   raise Preempted
 
 
+def _after_divergence(checkpoints: Checkpoints) -> str:
+  """What to do next. The state of a step is saved before the loss that it leads to is known."""
+  lower = "lower optimizer.learning_rate or optimizer.clip_norm and run again"
+  newest, *others = checkpoints.steps() or [None]
+  if newest is None:
+    return f"{lower}. No checkpoint was saved: the run starts anew"
+  before = f"continues from step {others[0]}" if others else "starts anew"
+  return (
+    f"{lower} to continue from step {newest}, the newest checkpoint. If that is ruined already, "
+    f"delete {checkpoints.folder / str(newest)}: the run then {before}"
+  )
+
+
 class _Meter:
   """Reads metrics one step late, so that the host never waits for the step that it just sent."""
 
-  def __init__(self, model: build.Model, writers: Writers, step: int):
-    self.model, self.writers = model, writers
+  def __init__(self, model: build.Model, writers: Writers, checkpoints: Checkpoints, step: int):
+    self.model, self.writers, self.checkpoints = model, writers, checkpoints
     # All at once and now: a rate that is asked for later waits for the step that was just sent.
     self.rate_T = np.asarray(jax.vmap(model.optimizer.rate)(np.arange(model.run.steps)))
     self.pending: tuple[int, Any] | None = None
@@ -296,10 +321,8 @@ class _Meter:
     values = {name: float(value) for name, value in jax.device_get(sums).items()}
     for name, value in values.items():
       if not np.isfinite(value):
-        raise DivergedError(
-          f"{name} is {value} at step {step}; the checkpoints hold the last good states. Lower "
-          "optimizer.learning_rate or optimizer.clip_norm, and run again to continue from them"
-        )
+        advice = _after_divergence(self.checkpoints)
+        raise DivergedError(f"{name} is {value} at step {step}; {advice}")
       self.sums[name] = self.sums.get(name, 0.0) + value
     self.steps += 1
     self.clock_steps += 1

@@ -72,6 +72,41 @@ def test_an_unknown_evaluator_and_settings_against_its_rules_are_errors(config):
     build.evaluators(build.model(config), evaluators.TABLE)
 
 
+@pytest.mark.parametrize(
+  "name, settings, rule",
+  [
+    ("sudoku", {"orders": ("margn",)}, ".orders: there is no 'margn'; did you mean 'margin'?"),
+    ("sudoku", {"orders": ("token_ancestral",)}, ".orders: there is no 'token_ancestral'"),
+    ("sudoku", {"calls": (2, 0)}, ".calls is (2, 0); each must be at least 1"),
+    ("sudoku", {"grid": "log"}, ".grid: there is no 'log'; known: uniform, cosine"),
+    ("sudoku", {"temperature": -1.0}, ".temperature is -1.0; it must be at least 0"),
+    ("sudoku", {"splits": ("held",)}, ".splits: split 'held' does not exist: use one of train,"),
+    ("exact", {"steps": (0,)}, ".steps is (0,); each must be at least 1"),
+    ("exact", {"grid": "log"}, ".grid: there is no 'log'; known: uniform, cosine"),
+    ("blocks", {"cells": ((1, 0),)}, ".cells is ((1, 0),); each must be at least 1"),
+    ("blocks", {"cells": ((3, 3),)}, ".cells: 2 tokens cannot be decoded in 3 equal blocks"),
+    ("likelihood", {"draws": 0}, ".draws is 0; it must be at least 1"),
+    ("likelihood", {"split": "test"}, ".split: split 'test' does not exist: use one of train,"),
+  ],
+)
+def test_a_setting_of_an_evaluator_against_the_rules_is_refused_by_its_own_name(
+  config, name, settings, rule
+):
+  if name == "sudoku":
+    config = shrunken.config("sudoku", "4x4")
+  config.evaluators = {name: settings}
+  with pytest.raises(ValueError, match=re.escape(f"evaluators.{name}{rule}")):
+    build.evaluators(build.model(config), evaluators.TABLE)
+
+
+@pytest.mark.parametrize("name", ["latent", "importance_weighted", "sudoku", "likelihood", "fid"])
+def test_a_split_that_the_data_lack_is_refused_before_training_by_every_evaluator(config, name):
+  key, value = ("splits", ("vaild",)) if name == "sudoku" else ("split", "vaild")
+  config.evaluators = {name: {key: value}}
+  with pytest.raises(ValueError, match=rf"evaluators\.{name}\.{key}: split 'vaild' does not exist"):
+    build.evaluators(build.model(config), evaluators.TABLE)
+
+
 def test_some_of_the_evaluators_can_be_chosen(config):
   config.objective.name = "ar"
   config.network.time_conditioning = False

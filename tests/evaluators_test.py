@@ -266,7 +266,7 @@ def test_a_split_without_clues_is_refused(puzzles):
     puzzles, dataset=grids, network=Fake(toys.constant(np.zeros((16, 4))))
   )
   with pytest.raises(ValueError, match="the split 'valid' has no clues"):
-    run(Sudoku(model, orders=("margin",), calls=(1,)))
+    Sudoku(model, orders=("margin",), calls=(1,))
 
 
 def test_only_boards_are_solved(text):

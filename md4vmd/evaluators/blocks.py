@@ -35,7 +35,8 @@ def paths(length: int, blocks: int, calls: int) -> list[Path]:
   """
   if blocks < 1 or length % blocks or calls % blocks or (length // blocks) % (calls // blocks):
     raise ValueError(
-      f"{length} tokens cannot be decoded in {blocks} equal blocks with {calls} equal calls"
+      f"evaluators.blocks.cells: {length} tokens cannot be decoded in {blocks} equal blocks with "
+      f"{calls} equal calls"
     )
   size, parts = length // blocks, calls // blocks
   within = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from md4vmd import networks, partitioning, samplers
+from md4vmd import networks, partitioning, samplers, sections
 from md4vmd.build import Model, require_all
 from md4vmd.evaluators.enumeration import exact_log_prob
 
@@ -42,6 +42,7 @@ class Exact:
         f"evaluators.exact sums over the values of the latent, and those of {network.family} are "
         "not listed; set run.evaluators to the others"
       )
+    sections.check_name(grid, samplers.GRIDS, "evaluators.exact.grid")
     self.model, self.support_MxL, self.grid = model, jnp.asarray(support_MxL), grid
     self.times = {count: samplers.times(grid, count) for count in steps}
     self._log_prob = jax.jit(self._exact)

@@ -38,17 +38,17 @@ class LatentUse:
     if limit < 2 or draws < 1:
       raise ValueError(f"evaluators.latent: limit {limit} must be at least 2 and draws {draws} 1")
     self.model, self.split, self.limit, self.draws = model, split, limit, draws
+    self.source = model.dataset.split(split)
     self._measure = jax.jit(self._measured)
 
   def run(self, step: int, params: Any) -> dict[str, Any]:
     """Figures per example, in nats, as split/latent_<name>."""
     del step
-    source = self.model.dataset.split(self.split)
-    size = partitioning.round_up(self.model.mesh, min(self.limit, len(source)))
+    size = partitioning.round_up(self.model.mesh, min(self.limit, len(self.source)))
     arrays = next(
       iter(
         data.evaluation_batches(
-          source,
+          self.source,
           batch_size=size,
           limit=self.limit,
           **partitioning.share(self.model.mesh),

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from md4vmd import build, rngs, samplers, steps
+from md4vmd import build, data, rngs, samplers, sections, steps
 from md4vmd.data.sudoku import blank_out
 from md4vmd.data.sudoku_rules import is_solved
 from md4vmd.evaluators import walk
+
+# The sampler left out is for models with a schedule for each token, which are refused.
+_ORDERS = {name: rule for name, rule in samplers.TABLE.items() if name != "token_ancestral"}
 
 
 class Sudoku:
@@ -45,7 +48,13 @@ class Sudoku:
       raise ValueError("evaluators.sudoku needs Sudoku boards; set run.evaluators to the others")
     build.require_all(model, "evaluators.sudoku")
     build.require_one_schedule(model, "evaluators.sudoku")
-    self.model, self.splits, self.limit = model, splits, limit
+    for order in orders:
+      sections.check_name(order, _ORDERS, "evaluators.sudoku.orders")
+    sections.check_name(grid, samplers.GRIDS, "evaluators.sudoku.grid")
+    if temperature < 0:
+      raise ValueError(f"evaluators.sudoku.temperature is {temperature}; it must be at least 0")
+    self.model, self.limit = model, limit
+    self.sources = {split: _with_clues(model, split) for split in splits}
     self._solvers = {
       (order, count): jax.jit(
         functools.partial(
@@ -64,16 +73,11 @@ class Sudoku:
     times; mean number of clues; puzzles."""
     del step
     figures: dict[str, Any] = {}
-    for split in self.splits:
-      figures |= self._run_split(split, params)
+    for split, source in self.sources.items():
+      figures |= self._run_split(split, source, params)
     return figures | {"convention": "solved: valid grid that keeps the clues"}
 
-  def _run_split(self, split, params):
-    source = self.model.dataset.split(split)
-    if "given" not in source[0]:
-      raise ValueError(
-        f"evaluators.sudoku: the split '{split}' has no clues; score a split with puzzles"
-      )
+  def _run_split(self, split, source, params):
     key = rngs.stream(self.model.seed, 0, "sudoku")
 
     def measure(batch):
@@ -100,3 +104,12 @@ class Sudoku:
       f"{split}/puzzles": len(rows_P),
       f"{split}/clues_mean": float(given_NxL.sum() / len(x_NxL)),
     }
+
+
+def _with_clues(model: build.Model, split: str) -> data.Source:
+  source = model.dataset.split(split)
+  if "given" not in source[0]:
+    raise ValueError(
+      f"evaluators.sudoku.splits: the split '{split}' has no clues; score a split with puzzles"
+    )
+  return source
