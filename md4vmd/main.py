@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import pathlib
 import re
+import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from md4vmd import host_memory
 
 MODES = ("train", "evaluate", "sample", "export", "report")
 
@@ -38,6 +41,8 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which one this is, from 0.")
+
+_UNSET = re.compile(r"--config\.(.+)=None")  # flags of numbers and Booleans take no None
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:
@@ -76,6 +81,8 @@ def main(argv: list[str]) -> None:
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
   workdir = _folder(_WORKDIR.value) if _WORKDIR.value else default_workdir(flag)
   if _MODE.value == "train":
+    if not processes.name():  # in a pod jax's service takes it, for the training to ask about
+      signal.signal(signal.SIGTERM, _on_term)
     train.train(config, workdir)
     processes.end_on_term()
     for job in config.run.then:
@@ -86,20 +93,42 @@ def main(argv: list[str]) -> None:
   jobs[_MODE.value](config, workdir, _STEP.value)
 
 
+def _on_term(*_: Any) -> None:
+  """Ends a training command outside its steps, which note SIGTERM themselves."""
+  from md4vmd import train
+
+  print("Stopped on SIGTERM; the same command goes on from what is saved.", flush=True)
+  raise train.Preempted
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses the command line; what is wrong with it becomes one line."""
   try:
     for argument in argv:
       if argument.startswith("--config="):
         find_config(argument.partition("=")[2].partition(":")[0])
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS([argument for argument in argv if not _UNSET.fullmatch(argument)])
     if not re.fullmatch(r"latest|best|\d+", _STEP.value):
       raise ValueError(f"--step={_STEP.value} must be latest, best or the number of a checkpoint")
     if _CONFIG.value is None and _MODE.value != "report":
       raise ValueError("no --config given; try --config=configs/quickstart.py")
+    for unset in filter(None, map(_UNSET.fullmatch, argv)):
+      _leave_at_default(_CONFIG.value, unset[1])
     return rest
   except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
     _fail(error)
+
+
+def _leave_at_default(config: Any, name: str) -> None:
+  """Sets a key to None, which leaves it at the default of what is built from its section."""
+  *sections, key = name.split(".")
+  section = config
+  for each in sections:
+    section = section[each]
+  whole = (ConfigDict, tuple)
+  if not sections or not isinstance(section, ConfigDict) or isinstance(section[key], whole):
+    raise ValueError(f"config.{name} has no default that None could stand for; give a value")
+  section[key] = None
 
 
 def find_config(name: str) -> None:
@@ -117,11 +146,12 @@ def find_config(name: str) -> None:
   sys.path.insert(0, str(path.parent.parent))
 
 
-# How absl and Python say that a value is of another type, and how we do.
-_OF_ANOTHER_TYPE = {
+# How absl and Python say it, and how we do.
+_IN_PLAIN_WORDS = {
   r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither true nor false",
   r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
   r"could not convert string to float: (.*)": r"\1 is no number",
+  r"get_config\(\) takes 0 positional .*": "this config has no variants; leave out the colon",
 }
 
 
@@ -132,7 +162,7 @@ def explain(error: BaseException) -> str:
   text = str(error)
   if isinstance(error, KeyError) and error.args:  # of an override, by ml_collections
     text = f"the config has no {error.args[0]}".replace("\nDid you", "; did you")
-  for theirs, ours in _OF_ANOTHER_TYPE.items():
+  for theirs, ours in _IN_PLAIN_WORDS.items():
     text = re.sub(theirs, ours, text)
   lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
   if any(line.startswith("Traceback") for line in lines):  # of a config that raised
@@ -176,6 +206,7 @@ def _leave_the_others(error: BaseException) -> None:
 
 def entry() -> None:
   """Entry point of the command."""
+  host_memory.keep()
   app.run(_run, flags_parser=_parse)
 
 

@@ -39,6 +39,10 @@ MISTAKES = {
     ["--config=configs/sudoku.py:9x8"],
     ["there is no variant '9x8'", "4x4, 4x4-several, vmd, 9x9"],
   ),
+  "variant of a config that has none": (
+    ["--config=configs/quickstart.py:long"],
+    ["this config has no variants; leave out the colon"],
+  ),
   "unknown key": (
     ["--config=configs/synthetic.py", "--config.network.widht=8"],
     ["the config has no 'widht'; did you mean \"width\""],
@@ -72,8 +76,20 @@ MISTAKES = {
     ["config.optimizer.learning_rate=fast: 'fast' is no number"],
   ),
   "no Boolean": (
-    ["--config=configs/synthetic.py", "--config.network.absolute_positions=None"],
-    ["config.network.absolute_positions=None: 'None' is neither true nor false"],
+    ["--config=configs/synthetic.py", "--config.network.absolute_positions=maybe"],
+    ["config.network.absolute_positions=maybe: 'maybe' is neither true nor false"],
+  ),
+  "no default": (
+    ["--config=configs/synthetic.py", "--config.seed=None"],
+    ["config.seed has no default that None could stand for; give a value"],
+  ),
+  "a needed value left out": (
+    ["--config=configs/synthetic.py", "--config.run.steps=None"],
+    ["run needs a value for 'steps'"],
+  ),
+  "an unknown key left out": (
+    ["--config=configs/synthetic.py", "--config.network.widht=None"],
+    ["the config has no 'widht'; did you mean \"width\""],
   ),
   "wrong value": (
     ["--config=configs/synthetic.py", "--config.run.steps=-1"],
@@ -121,6 +137,12 @@ MISTAKES = {
 # What is right, up to the end of the command, where data or a checkpoint is missing.
 RIGHT = {
   "another schedule": ["--config=configs/text8.py", "--config.schedule.name=cosine"],
+  "another objective": [
+    "--config=configs/text8.py",
+    "--config.objective.name=ar",
+    "--config.objective.estimator=None",
+    "--config.run.evaluators=('likelihood',)",
+  ],
   "another folder": ["--config={elsewhere}/configs/mine.py"],
   "a variant of another folder": ["--config={elsewhere}/configs/sudoku.py:4x4-several"],
 }
@@ -148,11 +170,12 @@ def answers(tmp_path_factory):
     name: [argument.format(elsewhere=elsewhere) for argument in arguments]
     for name, arguments in RIGHT.items()
   }
-  commands["another schedule"] += [
-    f"--config.data.path={path}",
-    "--mode=sample",
-    "--config.sampler.prompt=[MASK]!",
-  ]
+  for name in ("another schedule", "another objective"):
+    commands[name] += [
+      f"--config.data.path={path}",
+      "--mode=sample",
+      "--config.sampler.prompt=[MASK]!",
+    ]
   commands["a variant of another folder"] += ["--mode=sample"]
   commands["a config that raises"] = ["--config=broken.py"]
   commands["traceback"] = [*commands["unknown entry"], "--traceback"]
@@ -196,9 +219,10 @@ def test_a_traceback_is_shown_where_it_is_asked_for(answers):
   assert "Traceback (most recent call last)" in err and "build.py" in err
 
 
-def test_the_setting_of_another_entry_of_the_table_is_taken(answers):
-  # Everything is built with the cosine schedule; what stops the command is the prompt alone.
-  assert "'!' is not a token" in one_line(answers["another schedule"])
+@pytest.mark.parametrize("name", ["another schedule", "another objective"])
+def test_the_setting_of_another_entry_of_the_table_is_taken(answers, name):
+  # Everything is built as it says; what stops the command is the prompt alone.
+  assert "'!' is not a token" in one_line(answers[name])
 
 
 def test_a_config_is_found_by_its_path_from_another_folder_with_its_own_neighbours(answers):

@@ -15,7 +15,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = {
   0: ("interfaces", "rngs", "row_losses", "numerics", "latents", "sections", "config_record",
-      "fingerprints"),
+      "fingerprints", "host_memory"),
   1: ("schedules", "forward", "data"),
   2: ("networks",),
   3: ("objectives", "samplers", "optim", "metrics", "partitioning", "processes", "checkpoints",

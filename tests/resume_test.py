@@ -175,6 +175,17 @@ def test_a_run_stopped_by_sigterm_saves_its_step_and_ends_as_the_straight_run(
   check_same_end(tmp_path, straight)
 
 
+def test_sigterm_before_the_first_step_asks_for_the_same_command_too(tmp_path, server):
+  command = start(server, tmp_path)
+  command.stop_when(lambda: (tmp_path / "config.json").exists())
+  assert not has_written_metrics(tmp_path)
+  command.send_signal(signal.SIGTERM)
+  command.send_signal(signal.SIGCONT)
+  status, out, err = command.finish()
+  assert status == train.PREEMPTED, err
+  assert "on SIGTERM" in out and "Traceback" not in err
+
+
 def test_a_finished_run_that_is_started_again_stays_as_it_is(straight, server):
   before, written = saved_bits(straight, STEPS), steps_written(straight)
   assert f"Continuing from step {STEPS}." in start(server, straight).succeed()
@@ -193,7 +204,12 @@ def test_a_run_that_diverges_stops_with_one_line_and_finite_checkpoints(straight
   assert status == 1
   lines = [line for line in err.splitlines() if "step/s" not in line and line]
   assert len(lines) == 1, err
-  assert re.match(r"error: \w+ is (nan|inf) at step \d+; .*learning_rate", lines[0])
+  folder = re.escape(str(workdir / "checkpoints" / str(STEPS)))
+  assert re.match(
+    rf"error: \w+ is (nan|inf) at step \d+; .*learning_rate .* from step {STEPS}, the newest "
+    rf"checkpoint.* delete {folder}: the run then continues from step {STEPS - EVERY}$",
+    lines[0],
+  )
   assert steps_saved(workdir) == before
   for step in before:
     for name, array in saved_bits(workdir, step).items():
@@ -232,6 +248,26 @@ def test_another_model_in_the_same_workdir_is_refused_with_both_values(trained):
     (workdir / "metrics.jsonl").read_bytes(),
     (workdir / "config.json").read_bytes(),
   )
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("evaluators.likelihood.draws", 0),
+    ("evaluators.likelihood.split", "test"),
+    ("run.batch_size", 24),  # 32 examples are used
+  ],
+)
+def test_a_config_that_is_refused_leaves_no_trace_in_a_run(trained, capsys, key, value):
+  config, workdir = trained
+  contents = lambda: {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+  before = contents()
+  shrunken.set_in(config, key, value)
+  with pytest.raises(ValueError):
+    train.train(config, workdir)
+  assert contents() == before
+  train.train(tiny_config(), workdir)
+  assert "Changed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
