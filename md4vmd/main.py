@@ -190,6 +190,9 @@ def _run(argv: list[str]) -> None:
     _leave_the_others(error)
     if isinstance(error, _EXPLAINED):
       _fail(error)
+    if isinstance(error, KeyboardInterrupt) and not _shows_traceback():
+      print("error: interrupted", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
     raise
 
 

@@ -108,6 +108,16 @@ def test_a_process_of_several_leaves_on_any_error(monkeypatch, capsys, error, sh
   assert ("Traceback" in capsys.readouterr().err) == shows_where
 
 
+def test_an_interrupted_command_ends_with_one_line(monkeypatch, capsys):
+  def interrupt(argv):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(main, "main", interrupt)
+  with pytest.raises(SystemExit, match="130"):
+    main._run(["main"])
+  assert capsys.readouterr().err == "error: interrupted\n"
+
+
 @pytest.mark.parametrize("name, ends", [("", False), ("process 1 of 2", True)])
 def test_sigterm_ends_the_jobs_of_a_pod_that_have_nothing_to_save(monkeypatch, name, ends):
   monkeypatch.setattr(processes, "name", lambda: name)
