@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from md4vmd import build, evaluators, partitioning, train_state
+from md4vmd import build, evaluators, partitioning, provenance, train_state
 from md4vmd.interfaces import Evaluator
 from md4vmd.writers import Writers, say
 
@@ -57,7 +57,7 @@ def run_all(
     figures = dict(evaluator.run(step, params))
     picture = figures.pop("picture", None)
     record = {
-      "checkpoint": str(writers.workdir / "checkpoints" / str(step)),
+      "checkpoint": provenance.source(writers.workdir, step, model.run.initial),
       "step": step,
       "evaluator": name,
       "config_hash": model.config_hash,

@@ -1,13 +1,42 @@
-"""The export job: averaged parameters as one safetensors file that other programs can read."""
+"""The export job: averaged parameters as one safetensors file; one of MD4's parameters."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from md4vmd import build, partitioning, provenance, train_state, weights
+from md4vmd import build, networks, partitioning, provenance, train_state, weights
+from md4vmd.fingerprints import by_name
 from md4vmd.writers import say
+
+
+def from_md4(config: build.Config, tree: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Writes parameters of the public MD4 code as a file for `run.initial`.
+
+  Args:
+    config: of the same network; its data says the vocabulary.
+    tree: MD4's parameters, as `networks.import_md4` takes them.
+    path: the file, in a folder that exists.
+
+  Raises:
+    ValueError: they are not the parameters of the config's network.
+  """
+  model = build.model(config)
+  section = {**model.config["network"], "vocab_size": model.dataset.vocab_size}
+  params = networks.import_md4(tree, section)
+  given, wanted = by_name(params), by_name(train_state.abstract(model).params)
+  for name in sorted(wanted.keys() | given.keys()):
+    ours, theirs = (each[name].shape if name in each else "none" for each in (wanted, given))
+    if ours != theirs:
+      raise ValueError(
+        f"the parameter {name} has shape {theirs} in the MD4 parameters and {ours} in this "
+        "config's network; use the config of the same network"
+      )
+  about = {"config": model.config, "step": 0, "made_with": provenance.record()}
+  weights.write(path, params, train_state.true_shapes(model), about)
 
 
 def export(

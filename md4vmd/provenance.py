@@ -41,3 +41,9 @@ def _git(*arguments: str) -> str:
   command = ["git", "-C", str(_ROOT), *arguments]
   done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
   return done.stdout.strip()
+
+
+def source(workdir: pathlib.Path, step: int, initial: str) -> str:
+  """Where the parameters of a job are from: a checkpoint, or `initial` if the workdir has none."""
+  folder = workdir / "checkpoints"
+  return initial if initial and not folder.is_dir() else str(folder / str(step))

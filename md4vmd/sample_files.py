@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from md4vmd import build, image_grids, pictures, samplers
+from md4vmd import build, image_grids, pictures, provenance, samplers
 from md4vmd.writers import dump, replace_file, say
 
 _FRAMES = 8
@@ -65,7 +65,7 @@ def write(
 def _about(model, workdir, step) -> dict[str, Any]:
   """What made the samples."""
   return {
-    "checkpoint": str(workdir / "checkpoints" / str(step)),
+    "checkpoint": provenance.source(workdir, step, model.run.initial),
     "step": step,
     "config_hash": model.config_hash,
     "seed": model.seed,

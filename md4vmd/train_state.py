@@ -37,15 +37,21 @@ def initial(model: build.Model) -> steps.TrainState:
   state = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings(model))()
   if not model.run.initial:
     return state
-  path = pathlib.Path(model.run.initial)
-  config_record.check_network(model.config, weights.read_header(path).get("config", {}), path)
-  params = weights.read(path, state.params, true_shapes(model))
+  _, params = _of_file(model, state.params)
   put = lambda tree: partitioning.put_like(params, tree)
   return state.replace(params=put(state.params), ema=put(state.ema))
 
 
+def _of_file(model: build.Model, template: Any) -> tuple[dict[str, Any], Any]:
+  """(header, parameters as numpy arrays) of `run.initial`."""
+  path = pathlib.Path(model.run.initial)
+  header = weights.read_header(path)
+  config_record.check_network(model.config, header.get("config", {}), path)
+  return header, weights.read(path, template, true_shapes(model))
+
+
 def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest") -> Restored:
-  """`{"ema": params}` of a checkpoint.
+  """`{"ema": params}` of a checkpoint, or of `run.initial` where the workdir has none.
 
   Args:
     model: what the config built.
@@ -57,6 +63,11 @@ def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest
     ValueError: it was made with another network.
   """
   folder = workdir / "checkpoints"
+  template = abstract(model).ema
+  if step == "latest" and model.run.initial and not folder.is_dir():
+    header, params = _of_file(model, template)
+    meta = {"config_hash": header.get("trained_config_hash"), "config": header.get("config", {})}
+    return Restored(header.get("step", 0), {"ema": partitioning.put_like(params, template)}, meta)
   chosen = read_best(folder) if step == "best" else None
   if step == "best" and chosen is None:
     raise FileNotFoundError(
@@ -65,7 +76,7 @@ def load_average(model: build.Model, workdir: pathlib.Path, step: Step = "latest
   number = chosen.step if chosen else None if step == "latest" else int(step)
   checkpoints = Checkpoints(folder, read_only=True)
   try:
-    restored = checkpoints.restore_part({"ema": abstract(model).ema}, number)
+    restored = checkpoints.restore_part({"ema": template}, number)
   finally:
     checkpoints.close()
   config_record.check_network(

@@ -1,6 +1,7 @@
 """Weights out of a run and into another; the best step of a run."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from md4vmd import (
   config_record,
   evaluate,
   export,
+  networks,
   partitioning,
   provenance,
   train,
@@ -168,3 +170,58 @@ def test_what_is_no_safetensors_is_refused(tmp_path, content):
 def test_a_folder_in_place_of_the_file_is_named(tmp_path):
   with pytest.raises(ValueError, match="a folder; --mode=export writes the file"):
     weights.read_header(tmp_path)
+
+
+def test_an_exported_file_is_evaluated_where_there_is_no_checkpoint(workdir, exported, tmp_path):
+  evaluate.evaluate(make_config(initial=str(exported)), tmp_path / "new")
+  step = read_best(workdir / "checkpoints").step
+  record = json.loads((tmp_path / f"new/eval/{step}-likelihood.json").read_text())
+  assert record["checkpoint"] == str(exported)
+  assert record["valid/nelbo_bits_per_token"] == pytest.approx(by_step(workdir)[step], rel=1e-6)
+
+
+def test_a_checkpoint_of_the_workdir_comes_before_the_file(workdir, exported):
+  model = build.model(make_config(initial=str(exported)))
+  with partitioning.use(model.mesh):
+    assert train_state.load_average(model, workdir).step == 6
+
+
+@pytest.fixture
+def md4(tmp_path):
+  """(config of a golden network on text of its 11 characters, MD4's parameters, its logits)."""
+  golden = dict(np.load(pathlib.Path(__file__).parent / "golden/md4_transformer_0.npz"))
+  text = "".join(np.random.default_rng(0).choice(list("0123456789 "), 4000))
+  (tmp_path / "digits.txt").write_text(text)
+  config = shrunken.config("text8", folder=tmp_path)
+  config.data.update({"path": str(tmp_path / "digits.txt"), "length": 8})
+  config.network.update({"width": 32, "depth": 2, "heads": 4, "condition_width": 8})
+  config.network.update({"mlp": "glu", "time_conditioning": True})
+  config.run.initial = str(tmp_path / "md4.safetensors")
+  return config, {key: golden[key] for key in golden if key.startswith("params/")}, golden
+
+
+def test_parameters_of_md4_become_a_file_that_is_evaluated(md4, tmp_path):
+  config, tree, golden = md4
+  started = config.copy_and_resolve_references()
+  started.run.initial = ""
+  export.from_md4(started, tree, tmp_path / "md4.safetensors")
+  model = build.model(config)
+  with partitioning.use(model.mesh):
+    params = train_state.load_average(model, tmp_path / "new").state["ema"]
+    prediction = networks.bind(model.network, params).denoise(golden["z"], golden["t"][:, None])
+  np.testing.assert_allclose(prediction.logits(), golden["logits"], atol=1e-5)
+  evaluate.evaluate(config, tmp_path / "new")
+  record = json.loads((tmp_path / "new/eval/0-likelihood.json").read_text())
+  assert record["checkpoint"] == config.run.initial
+
+
+def test_parameters_of_md4_for_another_vocabulary_or_network_are_refused(md4, tmp_path):
+  config, tree, _ = md4
+  config.run.initial = ""
+  config.network.time_conditioning = False
+  with pytest.raises(ValueError, match=r"the parameter .* has shape .* in the MD4 parameters"):
+    export.from_md4(config, tree, tmp_path / "wrong.safetensors")
+  (tmp_path / "digits.txt").write_text("0123 " * 900)
+  with pytest.raises(ValueError, match="vocab_size"):
+    export.from_md4(config, tree, tmp_path / "wrong.safetensors")
+  assert not (tmp_path / "wrong.safetensors").exists()

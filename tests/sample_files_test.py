@@ -16,6 +16,7 @@ def test_arrays_hold_all_images_and_pictures_the_first_ones(tmp_path, capsys):
   samples = Samples(x_BxL, np.tile(np.arange(12) % 2, (count, 1)), np.full(count, 2))
   model = types.SimpleNamespace(
     dataset=types.SimpleNamespace(image_shape=shape),
+    run=types.SimpleNamespace(initial=""),
     config={"sampler": {"name": "margin"}},
     config_hash="0",
     seed=1,
